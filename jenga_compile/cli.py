@@ -1,0 +1,74 @@
+"""The `jenga` command: arguments, one-line errors and exit codes. What a verb does stands in its own module."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from jenga_compile.errors import JengaError
+
+BAD_INPUT = 2
+"""Exit code for anything the user can put right."""
+
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments`, by default the process's own; returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except JengaError as error:
+        print(f"jenga: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("jenga: interrupted, nothing written", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="jenga", description="Video diffusion transformers, several times faster without training.")
+    parser.add_argument("--version", action="version", version=f"jenga-compile {version('jenga-compile')}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
+    _add_generate(verbs.add_parser("generate", help="make a video from a prompt with the packaged model"))
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", help='what to show, for example "a fox moving left on a sky blue striped background"')
+    add("-o", "--output", type=Path, required=True, help="file to write: .mp4, .gif, or .png for a contact sheet")
+    add("--seed", type=int, default=0, help="seed of the initial noise (default: 0)")
+    add("--steps", type=int, default=24, help="denoising steps, at least 1 (default: 24)")
+    add("--size", type=int, default=64, help="height and width in pixels, a multiple of 4 (default: 64)")
+    add("--guidance", type=float, default=4.0, help="strength of the prompt; 1 switches guidance off (default: 4)")
+    add("--keep", type=float, default=0.3, help="fraction of video blocks every block attends to (default: 0.3)")
+    add("--dense", action="store_true", help="do not carve: plain attention over everything")
+    add("--compare", action="store_true", help="also make the dense video at the same seed, and compare")
+    add("--scale", type=int, default=4, help="enlarge every pixel this many times in the file (default: 4)")
+    add("--fps", type=int, default=12, help="frames a second in the file (default: 12)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, cuda where there is one)")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(parsed: argparse.Namespace) -> int:
+    from jenga_compile.generate import Request, generate
+
+    fields = {name: value for name, value in vars(parsed).items() if name != "run"}
+    print(generate(Request(**fields)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

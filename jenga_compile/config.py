@@ -1,0 +1,130 @@
+"""What to approximate and how to compile, as frozen values: documented under each field, validated once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from jenga_compile.errors import ModeAndOptions, OptionOutOfRange, UnknownOption
+
+if TYPE_CHECKING:
+    from jenga_compile.report import Report
+
+CurveKind = Literal["gilbert", "sliced", "linear"]
+TextSide = Literal["before", "after"]
+Inner = Literal["inductor", "aot_eager", "eager"]
+
+BLOCK = 128
+"""Tokens in a block, for queries and keys alike (paper, section 3.1)."""
+
+
+def _require(holds: bool, name: str, value: object, expected: str, way_out: str) -> None:
+    if not holds:
+        raise OptionOutOfRange(name=name, value=value, expected=expected, way_out=way_out)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Carving:
+    """How an attention site is carved: what is lost, and how much of it."""
+
+    keep: float = 0.3
+    """Fraction of the video blocks that every query block attends to at least, in (0, 1]. 1.0 keeps all."""
+
+    cutoff: float = 0.3
+    """Softmax mass that the kept video blocks of a query block must exceed, in [0, 1). 0.0 switches the rule off."""
+
+    curve: CurveKind = "gilbert"
+    """Order of the tokens inside the grid: 3D generalized Hilbert, a 2D curve a frame, or plain raster."""
+
+    adjacency: bool = True
+    """Whether a query block always sees the blocks that touch it in space and time."""
+
+    min_blocks: int = 8
+    """Sites with fewer video blocks than this stay dense: carving would cost more than it saves."""
+
+    def __post_init__(self) -> None:
+        _require(0.0 < self.keep <= 1.0, "keep", self.keep, "(0, 1]", "Use 1.0 to keep every block.")
+        _require(0.0 <= self.cutoff < 1.0, "cutoff", self.cutoff, "[0, 1)", "Use 0.0 to switch the rule off.")
+        _require(
+            self.curve in get_args(CurveKind),
+            "curve",
+            self.curve,
+            str(get_args(CurveKind)),
+            "Pick one of them.",
+        )
+        _require(
+            self.min_blocks >= 1,
+            "min_blocks",
+            self.min_blocks,
+            "[1, inf)",
+            "Use 1 to carve every video site.",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """All that `torch.compile(model, backend="jenga", options={...})` takes."""
+
+    carving: Carving = Carving()
+    """What to approximate; its fields are given flat, as `options={"keep": 0.2}`."""
+
+    grid: tuple[int, int, int] | None = None
+    """Token grid (t, h, w) of the video, when the graph does not show it. `None` infers it."""
+
+    text: TextSide | None = None
+    """Side on which the condition tokens stand, when `grid` is given and the graph does not show it."""
+
+    strict: bool = False
+    """Whether self-attention that was meant to be carved and cannot be is an error instead of a report line."""
+
+    mode: str | None = None
+    """Inductor's mode ("max-autotune", "reduce-overhead", ...); `torch.compile` forbids `mode=` beside `options=`."""
+
+    inner: Inner = "inductor"
+    """What runs the rewritten graph: Inductor, or the ATen or Dynamo graph op by op (for debugging and bisecting)."""
+
+    on_report: Callable[[Report], None] | None = None
+    """Called with the report of every graph as it is compiled."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.grid is None or (len(self.grid) == 3 and all(type(n) is int and n > 0 for n in self.grid)),
+            "grid",
+            self.grid,
+            "three positive integers (t, h, w)",
+            "Pass the token grid after patchifying, e.g. (32, 45, 80).",
+        )
+        _require(
+            self.text in (None, *get_args(TextSide)),
+            "text",
+            self.text,
+            str(get_args(TextSide)),
+            "Pick one of them.",
+        )
+        _require(self.inner in get_args(Inner), "inner", self.inner, str(get_args(Inner)), "Pick one of them.")
+
+
+def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) -> Options:
+    """Options as `torch.compile` hands them over: one flat dictionary, unknown keys refused."""
+    given = dict(options or {})
+    carving_keys = {field.name for field in dataclasses.fields(Carving)}
+    other_keys = {field.name for field in dataclasses.fields(Options)} - {"carving"}
+    for key in given:
+        if key not in carving_keys | other_keys:
+            near = difflib.get_close_matches(key, carving_keys | other_keys, n=1, cutoff=0.5)
+            raise UnknownOption(
+                name=key,
+                hint=f"; did you mean {near[0]!r}?" if near else "",
+                valid=", ".join(sorted(carving_keys | other_keys)),
+            )
+    if mode is not None and "mode" in given:
+        raise ModeAndOptions(mode=mode, option=given["mode"])
+    rest = {key: value for key, value in given.items() if key in other_keys}
+    if rest.get("grid") is not None:
+        rest["grid"] = tuple(rest["grid"])
+    if mode is not None:
+        rest["mode"] = mode
+    carving = Carving(**{key: value for key, value in given.items() if key in carving_keys})
+    return Options(carving=carving, **rest)

@@ -1,0 +1,137 @@
+"""Every way to misuse jenga_compile, each with what was found, what was expected and the way out.
+
+A class is named by the situation and carries its text as a template; raise it with the facts the template asks for:
+`raise InvalidGrid(value=...)`. The facts stay on the exception (`error.facts`), so a caller need not parse text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class JengaError(Exception):
+    """Base of the catalogue; never raised itself."""
+
+    template: ClassVar[str]
+
+    def __init__(self, **facts: object) -> None:
+        super().__init__(self.template.format(**facts))
+        self.facts = facts
+
+
+class UnknownOption(JengaError, ValueError):
+    template = "unknown option {name!r} for backend 'jenga'{hint}. Valid options: {valid}."
+
+
+class OptionOutOfRange(JengaError, ValueError):
+    template = "option {name}={value!r} is outside {expected}. {way_out}"
+
+
+class ModeAndOptions(JengaError, ValueError):
+    template = "mode={mode!r} and options['mode']={option!r} are both given. Keep one of them."
+
+
+class AttentionNotCarved(JengaError, RuntimeError):
+    template = (
+        "strict: {count} attention site(s) meant to be carved stay dense; the first is {path!r}: {reason}. "
+        "Set options={{'strict': False}} to run them dense."
+    )
+
+
+class UnreadableGrid(JengaError, ValueError):
+    template = (
+        "grid text {text!r} is not of the form TxHxW. "
+        "Write three positive integers joined by 'x': latent frames, token rows, token columns, e.g. '32x45x80'."
+    )
+
+
+class InvalidGrid(JengaError, ValueError):
+    template = (
+        "grid (t, h, w) = {value!r} is not three positive integers. "
+        "Pass the latent grid after patchifying, e.g. (32, 45, 80)."
+    )
+
+
+class ShapeMismatch(JengaError, ValueError):
+    template = (
+        "jenga::{op}: {name} has shape {found}, the contract asks for {expected}. "
+        "B, H and L are those of q [B, H, L, D]; tokens come as [video, text] in blocks of 128."
+    )
+
+
+class DtypeMismatch(JengaError, TypeError):
+    template = (
+        "jenga::{op}: {name} is {found}, the contract asks for {expected}. "
+        "Cast it: q, k and v share one floating dtype, masks are bool, block lists int32, knobs float32."
+    )
+
+
+class DeviceMismatch(JengaError, ValueError):
+    template = "jenga::{op}: {name} is on {found}, q is on {expected}. Move it there with .to({expected!r})."
+
+
+class VideoOutOfRange(JengaError, ValueError):
+    template = (
+        "jenga::{op}: video={video} is outside [1, {length}], the length of the sequence. "
+        "Pass the number of leading video tokens; what follows them is text."
+    )
+
+
+class VideoSpanOutOfRange(JengaError, ValueError):
+    template = (
+        "jenga::carved_attention: a grid of {tokens} tokens from position {start} does not fit in a sequence of "
+        "{length}. Pass the grid after patchifying and video_start in [0, length - t*h*w]."
+    )
+
+
+class BlockListOutOfRange(JengaError, IndexError):
+    template = (
+        "jenga::{op}: {name} range over [{least}, {most}], outside [0, {high}]. "
+        "Take the lists from jenga::block_select for the same sequence: entries past the count are -1."
+    )
+
+
+class UnknownKnobs(JengaError, KeyError):
+    template = (
+        "no knobs are registered under handle {handle}; known handles: {known}. "
+        "Handles hold for one process: pass what jenga_compile.kernels.knobs.register(Knobs(...)) returned."
+    )
+
+
+class NotDifferentiable(JengaError, RuntimeError):
+    template = (
+        "jenga::{op} has no backward: carved attention is for inference. "
+        "Run under torch.no_grad() or torch.inference_mode(), or leave the attention dense."
+    )
+
+
+class UnknownVideoFormat(JengaError, ValueError):
+    template = "cannot write {path!r}: {found} is no video format known here. Use one of {formats}."
+
+
+class OutputFolderMissing(JengaError, OSError):
+    template = "cannot write {path!r}: {folder!r} is no folder that can be written to. Create it, or choose another."
+
+
+class PromptEmpty(JengaError, ValueError):
+    template = "empty prompt among {prompts}. Say what to show, e.g. 'a fox moving left on a red background'."
+
+
+class SizeNotDivisible(JengaError, ValueError):
+    template = "{name}={size} is not a positive multiple of the model's patch, {patch} pixels. Use {near}."
+
+
+class ModelWeightsMissing(JengaError, FileNotFoundError):
+    template = "no model in {folder!r}: transformer/config.json is not there. Reinstall, or pass a trained folder."
+
+
+class OutOfRange(JengaError, ValueError):
+    template = "{name} {value} is outside {expected}. {way_out}"
+
+
+class DeviceUnavailable(JengaError, ValueError):
+    template = "device {device!r} is not available: {why}. Use --device cpu, or one of: {available}."
+
+
+class ExtraMissing(JengaError, ImportError):
+    template = "{module!r} is not installed. pip install 'jenga-compile[{extra}]' brings what this needs."

@@ -1,0 +1,56 @@
+"""What the backend would do to a model, without running or compiling anything but the passes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from jenga_compile.backend import compile_graph
+from jenga_compile.config import parse_options
+from jenga_compile.passes.ledger import Ledger
+from jenga_compile.report import Report
+
+
+def explain(model: torch.nn.Module, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
+    """Report of every attention site in `model(*args, **kwargs)`.
+
+    Args:
+        model: any module, on any device; on `meta` it needs no weights and no memory.
+        *args, **kwargs: what the model is called with; only shapes, types and devices matter.
+        options: as for `torch.compile(model, backend="jenga", options=...)`.
+
+    Returns:
+        The sites of all graphs that Dynamo makes of the call, in order.
+    """
+    parsed = dataclasses.replace(parse_options(options), inner="eager")
+    reports: list[Report] = []
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        stand_in = _zeros_like_outputs(gm)
+        ledger = Ledger(parsed)
+        compile_graph(gm, example_inputs, ledger)
+        reports.append(ledger.report())
+        return stand_in
+
+    bare = getattr(model, "_orig_mod", model)
+    with torch.no_grad():
+        torch.compile(bare, backend=backend, dynamic=False)(*args, **kwargs)
+    return sum(reports, Report())
+
+
+def _zeros_like_outputs(gm: GraphModule) -> Callable[..., Any]:
+    """A stand-in for the graph that returns zeros of the right shapes."""
+    (outputs,) = gm.graph.output_node().args
+    assert isinstance(outputs, (tuple, list))
+    examples = [node.meta.get("example_value") if isinstance(node, Node) else node for node in outputs]
+    blanks = [
+        torch.zeros([int(size) for size in value.shape], dtype=value.dtype, device=value.device)
+        if isinstance(value, torch.Tensor)
+        else value
+        for value in examples
+    ]
+    return lambda *inputs: tuple(blanks)

@@ -1,0 +1,171 @@
+"""`jenga generate`: one prompt, one video, what was carved to make it, and how close it is to the dense one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jenga_compile.backend import jenga
+from jenga_compile.config import Carving
+from jenga_compile.errors import DeviceUnavailable, ExtraMissing, OutOfRange
+from jenga_compile.media import Frames, check_output, contact_sheet, psnr, write_image, write_video
+from jenga_compile.report import Report
+
+if TYPE_CHECKING:
+    from jenga_compile.zoo.pipeline import ToyVideoPipeline
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to make. Checked at birth, before any work."""
+
+    prompt: str
+    output: Path
+    seed: int = 0
+    steps: int = 24
+    size: int = 64
+    """Height and width in pixels."""
+    guidance: float = 4.0
+    keep: float = 0.3
+    dense: bool = False
+    compare: bool = False
+    """Also make the dense video at the same seed."""
+    scale: int = 4
+    """Side of a pixel in the written file."""
+    fps: int = 12
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_output(self.output)
+        Carving(keep=self.keep)
+        for name, low, high in (("steps", 1, 1000), ("size", 32, 256), ("scale", 1, 32), ("fps", 1, 120)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise OutOfRange(name=name, value=value, expected=f"[{low}, {high}]", way_out="Choose one in it.")
+        if not 0 <= self.seed < 2**63:
+            raise OutOfRange(name="seed", value=self.seed, expected="[0, 2**63)", way_out="Seeds are not negative.")
+        if self.dense and self.compare:
+            raise OutOfRange(
+                name="compare", value=True, expected="a carved run", way_out="Drop --dense: --compare makes both."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One video and what it took."""
+
+    frames: Frames
+    seconds: float
+    """Wall time of the denoising loop, compilation not included."""
+    report: Report
+
+
+def generate(request: Request) -> str:
+    """Make the video, write its files, and return the report as text."""
+    pipe = _pipeline(_device(request.device))
+    runs = {"dense": _sample(pipe, request, carved=False)} if request.dense or request.compare else {}
+    if not request.dense:
+        runs["carved"] = _sample(pipe, request, carved=True)
+    *_, (_, main) = runs.items()
+    write_video(request.output, main.frames, fps=request.fps, scale=request.scale)
+    lines = [f"wrote {request.output}: {_describe(main.frames, request)}"]
+    if request.compare:
+        lines += _compare(request, runs["carved"], runs["dense"])
+    else:
+        lines.append(f"denoised in {main.seconds:.1f} s")
+    if not request.dense:
+        lines += ["", str(main.report)]
+    return "\n".join(lines)
+
+
+def _compare(request: Request, carved: Run, dense: Run) -> list[str]:
+    beside = request.output.with_name(f"{request.output.stem}.dense{request.output.suffix}")
+    sheet = request.output.with_name(f"{request.output.stem}.compare.png")
+    write_video(beside, dense.frames, fps=request.fps, scale=request.scale)
+    rows = [frames.repeat(2, axis=1).repeat(2, axis=2) for frames in (dense.frames, carved.frames)]
+    write_image(sheet, contact_sheet(rows))
+    return [
+        f"wrote {beside}: the same seed, dense attention",
+        f"wrote {sheet}: dense above, carved below",
+        f"denoised in {carved.seconds:.1f} s carved, {dense.seconds:.1f} s dense "
+        f"({dense.seconds / carved.seconds:.2f}x)",
+        f"PSNR of carved against dense: {psnr(carved.frames, dense.frames):.1f} dB",
+    ]
+
+
+def _sample(pipe: ToyVideoPipeline, request: Request, *, carved: bool) -> Run:
+    reports: list[Report] = []
+    plain = pipe.transformer
+    if carved:
+        options: dict[str, Any] = {"keep": request.keep, "on_report": reports.append, "inner": _inner(plain.device)}
+        pipe.transformer = torch.compile(plain, backend=jenga, options=options, dynamic=False)
+    pipe.set_progress_bar_config(desc="carved" if carved else "dense", leave=False)
+    clock = _Clock()
+    try:
+        frames = pipe(
+            request.prompt,
+            height=request.size,
+            width=request.size,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            generator=torch.Generator().manual_seed(request.seed),
+            callback_on_step_end=clock,
+        ).frames[0]
+    finally:
+        pipe.transformer = plain
+    return Run(frames.numpy(), clock.seconds(request.steps), sum(reports, Report()))
+
+
+class _Clock:
+    """Times the steps after the first, which is where compilation happens."""
+
+    def __init__(self) -> None:
+        self._marks: list[float] = []
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if tensors["latents"].is_cuda:
+            torch.cuda.synchronize()
+        self._marks.append(time.perf_counter())
+        return {}
+
+    def seconds(self, steps: int) -> float:
+        """All steps at the mean pace of those after the first; 0.0 for a single step, which has no pace."""
+        laps = len(self._marks) - 1
+        return (self._marks[-1] - self._marks[0]) / laps * steps if laps else 0.0
+
+
+def _pipeline(device: torch.device) -> ToyVideoPipeline:
+    try:
+        from jenga_compile.zoo.pipeline import ToyVideoPipeline
+    except ModuleNotFoundError as missing:
+        raise ExtraMissing(module=missing.name, extra="diffusers") from missing
+    return ToyVideoPipeline.packaged(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceUnavailable(device=name, why="not a device name", available=", ".join(available)) from error
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        return device
+    if device.type != "cpu":
+        raise DeviceUnavailable(device=name, why="this machine has none such", available=", ".join(available))
+    return device
+
+
+def _inner(device: torch.device) -> str:
+    """On a CPU a short run is over before Inductor has compiled; on a GPU it pays at once."""
+    return "inductor" if device.type == "cuda" else "eager"
+
+
+def _describe(frames: Frames, request: Request) -> str:
+    count, height, width, _ = frames.shape
+    return f"{count} frames of {width}x{height}, {request.steps} steps, seed {request.seed}"

@@ -1,0 +1,119 @@
+"""Videos to files and back to numbers. A file appears whole or not at all.
+
+Frames are uint8 [T, H, W, 3], RGB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jenga_compile.errors import OutputFolderMissing, UnknownVideoFormat
+
+Frames = npt.NDArray[np.uint8]
+
+FORMATS = (".mp4", ".gif", ".png")
+"""What `write_video` can write: H.264, an animation, a contact sheet."""
+
+
+def check_output(path: Path) -> None:
+    """Raise before any work starts if `path` cannot be written as a video.
+
+    Raises:
+        UnknownVideoFormat: the suffix is none of `FORMATS`.
+        OutputFolderMissing: the folder does not exist, or cannot be written to.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UnknownVideoFormat(path=str(path), found=path.suffix or "no suffix", formats=", ".join(FORMATS))
+    folder = path.parent.resolve()
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+        raise OutputFolderMissing(path=str(path), folder=str(path.parent))
+
+
+def write_video(path: Path, frames: Frames, *, fps: int = 12, scale: int = 1) -> None:
+    """Write frames as the format that the suffix of `path` names, each pixel enlarged to `scale` x `scale`."""
+    check_output(path)
+    large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    with _replacing(path) as partial:
+        match path.suffix.lower():
+            case ".mp4":
+                _write_mp4(partial, large, fps)
+            case ".gif":
+                _write_gif(partial, large, fps)
+            case ".png":
+                write_image(partial, contact_sheet([large]))
+
+
+def contact_sheet(videos: Sequence[Frames], *, columns: int = 8, gap: int = 4) -> npt.NDArray[np.uint8]:
+    """One row a video, `columns` frames of it at equal distances, on white: uint8 [H, W, 3]."""
+    rows = []
+    for frames in videos:
+        picks = np.linspace(0, len(frames) - 1, num=min(columns, len(frames))).round().astype(int)
+        rows.append(_join([frames[pick] for pick in picks], gap, axis=1))
+    return _join(rows, gap, axis=0)
+
+
+def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    Image.fromarray(image).save(path, format="PNG")
+
+
+def psnr(frames: Frames, reference: Frames) -> float:
+    """Peak signal-to-noise ratio in dB over all pixels, peak 255; infinite for equal videos."""
+    error = np.square(frames.astype(np.float64) - reference.astype(np.float64)).mean()
+    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def _join(images: Sequence[npt.NDArray[np.uint8]], gap: int, axis: int) -> npt.NDArray[np.uint8]:
+    shape = list(images[0].shape)
+    shape[axis] = gap
+    white = np.full(shape, 255, np.uint8)
+    parts = [part for image in images for part in (white, image)][1:]
+    return np.concatenate(parts, axis=axis)
+
+
+def _write_mp4(path: Path, frames: Frames, fps: int) -> None:
+    import imageio.v2 as imageio
+
+    # yuv420p plays everywhere; it needs even sizes, which macro_block_size=2 ensures.
+    imageio.mimwrite(
+        path,
+        list(frames),
+        format="FFMPEG",
+        fps=fps,
+        codec="libx264",
+        quality=9,
+        macro_block_size=2,
+        pixelformat="yuv420p",
+    )
+
+
+def _write_gif(path: Path, frames: Frames, fps: int) -> None:
+    from PIL import Image
+
+    first, *rest = [Image.fromarray(frame).quantize(128) for frame in frames]
+    options: dict[str, Any] = {"format": "GIF", "save_all": True, "append_images": rest, "loop": 0}
+    first.save(path, duration=round(1000 / fps), **options)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the name `path` on success and is removed on failure."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""Questions that passes ask of FX nodes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+
+def tensor_of(node: Node) -> torch.Tensor:
+    """The fake tensor that a node stands for: `val` on ATen graphs, `example_value` on Dynamo's."""
+    value = node.meta["val"] if "val" in node.meta else node.meta["example_value"]
+    assert isinstance(value, torch.Tensor), f"{node} is not a tensor"
+    return value
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape in plain integers. A symbolic size is specialised: one graph a resolution."""
+    return tuple(int(size) for size in tensor_of(node).shape)
+
+
+def is_tensor(value: object) -> bool:
+    return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of an ATen node by position or keyword."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def integer(value: Any) -> int:
+    """An integer argument, whether literal or a node that holds a symbolic size (which is then specialised)."""
+    return int(value.meta["val"]) if isinstance(value, Node) else int(value)
+
+
+def module_path(node: Node) -> str:
+    """Path of the module that made the call, as the user would write it: `transformer_blocks.0.attn`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return "<function>"
+    source = str(list(stack.values())[-1][0])
+    names = re.findall(r"\w+", source)
+    hidden = {"L", "self", "__self__", "__dict__", "_modules", "_orig_mod"}
+    path = ".".join(name for name in names if name not in hidden)
+    return path or "<root>"

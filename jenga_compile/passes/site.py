@@ -1,0 +1,34 @@
+"""Attention as the model wrote it, opaque to the compiler between the two levels of passes.
+
+`jenga::attention(q, k, v, mask, scale, site)` is scaled dot-product attention and nothing else. It keeps a site
+visible after AOTAutograd, which would otherwise lower it to a device-specific kernel, and carries the site's number.
+
+B batch, H heads, L queries, S keys, D head dim, E value dim.
+    q     [B, H, L, D]
+    k     [B, H, S, D]
+    v     [B, H, S, E]
+    mask  broadcastable to [B, H, L, S], bool (True attends) or additive, or None
+    out   [B, H, L, E] with the storage of [B, L, H, E]
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.library.custom_op("jenga::attention", mutates_args=())
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, site: int) -> Tensor:
+    """Attention of site number `site`; the contract is the module's docstring."""
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, site: int) -> Tensor:
+    batch, heads, queries, _ = q.shape
+    return q.new_empty(batch, queries, heads, v.shape[-1]).transpose(1, 2)
+
+
+ATTENTION = torch.ops.jenga.attention.default

@@ -1,0 +1,123 @@
+"""What became of every attention site: carved, or left with its reason. `seen == carved + left` always."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from typing import Literal
+
+Decision = Literal["carved", "left"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Site:
+    """One attention call of the model."""
+
+    path: str
+    """Module path of the call, e.g. `blocks.3.attn1`."""
+
+    decision: Decision
+    reason: str
+    """Why the site was left; for a carved site, what it was recognised as."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    head_dim: int
+
+    grid: tuple[int, int, int] | None = None
+    """Token grid (t, h, w) of the video part, if one was proven or given."""
+
+    video: tuple[int, int] | None = None
+    """Range [start, stop) of the video tokens on the token axis."""
+
+    text: int = 0
+    """Number of condition tokens on the same axis."""
+
+    masked: bool = False
+    """Whether a key-padding mask reaches the site."""
+
+    intended: bool = False
+    """Whether the site is large self-attention, which leaving dense costs speed."""
+
+    @property
+    def gathers(self) -> int:
+        """Token gathers that the site makes by itself: q, k and v in, the output back."""
+        return 4 if self.decision == "carved" else 0
+
+    @property
+    def dense_flops(self) -> int:
+        """Floating-point operations of dense attention here: two matrix products, 2 per multiply-add."""
+        return 4 * self.batch * self.heads * self.queries * self.keys * self.head_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The sites of one compiled graph, or of several (`+`)."""
+
+    sites: tuple[Site, ...] = ()
+
+    def __add__(self, other: Report) -> Report:
+        return Report(self.sites + other.sites)
+
+    @property
+    def seen(self) -> int:
+        return len(self.sites)
+
+    @property
+    def carved(self) -> int:
+        return sum(site.decision == "carved" for site in self.sites)
+
+    @property
+    def left(self) -> int:
+        return sum(site.decision == "left" for site in self.sites)
+
+    @property
+    def gathers(self) -> int:
+        return sum(site.gathers for site in self.sites)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "seen": self.seen,
+                "carved": self.carved,
+                "left": self.left,
+                "gathers": self.gathers,
+                "sites": [dataclasses.asdict(site) for site in self.sites],
+            },
+            indent=2,
+        )
+
+    def __str__(self) -> str:
+        head = f"attention: {self.seen} seen, {self.carved} carved, {self.left} left, {self.gathers} gathers"
+        return "\n".join([head, *_table(self.sites)])
+
+    def summary(self) -> str:
+        """One line, reasons counted."""
+        reasons = Counter(site.reason for site in self.sites if site.decision == "left")
+        listed = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common())
+        return f"{self.carved} of {self.seen} attention sites carved" + (f" (left: {listed})" if listed else "")
+
+
+def _table(sites: tuple[Site, ...]) -> list[str]:
+    rows = [
+        (
+            site.path,
+            site.decision,
+            "x".join(map(str, site.grid)) if site.grid else "-",
+            f"{site.queries}x{site.keys}",
+            str(site.text or "-"),
+            site.reason,
+        )
+        for site in sites
+    ]
+    if not rows:
+        return ["  (no attention in the graph)"]
+    header = ("path", "decision", "grid", "q x k", "text", "reason")
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
