@@ -67,7 +67,7 @@ def _inductor(gm: GraphModule, example_inputs: Sequence[Any], ledger: Ledger) ->
 
 def _op_by_op(gm: GraphModule, example_inputs: Sequence[Any], ledger: Ledger, *, decompose: bool) -> Compiled:
     from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._functorch._aot_autograd.utils import make_boxed_func
     from torch._inductor.decomposition import select_decomp_table
 
     def run_as_is(aten: GraphModule, inputs: Sequence[Any]) -> Any:

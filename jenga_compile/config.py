@@ -35,8 +35,9 @@ class Carving:
     cutoff: float = 0.3
     """Softmax mass that the kept video blocks of a query block must exceed, in [0, 1). 0.0 switches the rule off."""
 
-    curve: CurveKind = "gilbert"
-    """Order of the tokens inside the grid: 3D generalized Hilbert, a 2D curve a frame, or plain raster."""
+    curve: CurveKind | None = None
+    """Order of the tokens inside the grid: 3D generalized Hilbert, a 2D curve a frame, or plain raster. `None` takes
+    what the model's family prefers (`models/`), 3D Hilbert where it is unknown."""
 
     adjacency: bool = True
     """Whether a query block always sees the blocks that touch it in space and time."""
@@ -48,7 +49,7 @@ class Carving:
         _require(0.0 < self.keep <= 1.0, "keep", self.keep, "(0, 1]", "Use 1.0 to keep every block.")
         _require(0.0 <= self.cutoff < 1.0, "cutoff", self.cutoff, "[0, 1)", "Use 0.0 to switch the rule off.")
         _require(
-            self.curve in get_args(CurveKind),
+            self.curve in (None, *get_args(CurveKind)),
             "curve",
             self.curve,
             str(get_args(CurveKind)),

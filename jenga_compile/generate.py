@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 
 from jenga_compile.backend import jenga
 from jenga_compile.config import Carving
-from jenga_compile.errors import DeviceUnavailable, ExtraMissing, OutOfRange
+from jenga_compile.errors import DeviceUnavailable, ExtraMissing, OutOfRange, PromptEmpty
 from jenga_compile.media import Frames, check_output, contact_sheet, psnr, write_image, write_video
 from jenga_compile.report import Report
 
@@ -46,6 +47,12 @@ class Request:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise OutOfRange(name=name, value=value, expected=f"[{low}, {high}]", way_out="Choose one in it.")
+        if not math.isfinite(self.guidance):
+            raise OutOfRange(
+                name="guidance", value=self.guidance, expected="the finite numbers", way_out="Try 4; 1 switches it off."
+            )
+        if not self.prompt.strip():
+            raise PromptEmpty(prompts=[self.prompt])
         if not 0 <= self.seed < 2**63:
             raise OutOfRange(name="seed", value=self.seed, expected="[0, 2**63)", way_out="Seeds are not negative.")
         if self.dense and self.compare:

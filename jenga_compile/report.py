@@ -30,6 +30,9 @@ class Site:
     grid: tuple[int, int, int] | None = None
     """Token grid (t, h, w) of the video part, if one was proven or given."""
 
+    curve: str | None = None
+    """Order in which the video tokens of a carved site are cut into blocks."""
+
     video: tuple[int, int] | None = None
     """Range [start, stop) of the video tokens on the token axis."""
 
@@ -109,13 +112,14 @@ def _table(sites: tuple[Site, ...]) -> list[str]:
             "x".join(map(str, site.grid)) if site.grid else "-",
             f"{site.queries}x{site.keys}",
             str(site.text or "-"),
+            site.curve or "-",
             site.reason,
         )
         for site in sites
     ]
     if not rows:
         return ["  (no attention in the graph)"]
-    header = ("path", "decision", "grid", "q x k", "text", "reason")
+    header = ("path", "decision", "grid", "q x k", "text", "curve", "reason")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -18,8 +18,9 @@ from torch.fx import GraphModule, Node
 
 from jenga_compile.config import BLOCK
 from jenga_compile.kernels import knobs
+from jenga_compile.models import recipe_for
 from jenga_compile.passes import key_mask
-from jenga_compile.passes.graph import shape_of
+from jenga_compile.passes.graph import module_classes, shape_of
 from jenga_compile.passes.infer_layout import Layout, LayoutInference, Unproven
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
@@ -31,7 +32,7 @@ def carve_attention(gm: GraphModule, ledger: Ledger) -> None:
     handle = _handle(carving.keep, carving.cutoff)
     for node in gm.graph.find_nodes(op="call_function", target=ATTENTION):
         query, key, _, mask, _, number = node.args
-        rejection = _too_short(shape_of(query)[2], "blocks", carving.min_blocks)
+        rejection = _too_short(shape_of(query)[2], "tokens", carving.min_blocks)
         if rejection is not None:
             ledger.settle(number, reason=rejection, intended=False)
             continue
@@ -45,8 +46,9 @@ def carve_attention(gm: GraphModule, ledger: Ledger) -> None:
         if rejection is not None:
             ledger.settle(number, reason=rejection)
             continue
-        _rewrite(gm, node, layout, ledger, handle)
-        ledger.settle(number, decision="carved", reason=_recognised(layout))
+        curve = carving.curve or recipe_for(module_classes(node)).curve
+        _rewrite(gm, node, layout, (curve, carving.adjacency, handle))
+        ledger.settle(number, decision="carved", reason=_recognised(layout), curve=curve)
     gm.recompile()
 
 
@@ -58,26 +60,25 @@ def _handle(keep: float, cutoff: float) -> int:
 
 def check(layout: Layout, mask: Node | None, min_blocks: int) -> str | None:
     """Why a site with a proven layout stays dense; None if it is carved."""
-    short = _too_short(layout.stop - layout.start, "video blocks", min_blocks)
+    short = _too_short(layout.stop - layout.start, "video tokens", min_blocks)
     if short is not None or mask is None:
         return short
     return key_mask.check(mask, layout.tokens)
 
 
 def _too_short(tokens: int, what: str, min_blocks: int) -> str | None:
-    blocks = -(-tokens // BLOCK)
-    return f"short: {tokens} tokens are {blocks} {what}, min_blocks={min_blocks}" if blocks < min_blocks else None
+    short = -(-tokens // BLOCK) < min_blocks
+    return f"short: {tokens} {what} are fewer than min_blocks={min_blocks} blocks of {BLOCK}" if short else None
 
 
-def _rewrite(gm: GraphModule, node: Node, layout: Layout, ledger: Ledger, handle: int) -> None:
+def _rewrite(gm: GraphModule, node: Node, layout: Layout, how: tuple[str, bool, int]) -> None:
     query, key, value, mask, scale, _ = node.args
     assert isinstance(query, Node)
-    carving = ledger.options.carving
     with gm.graph.inserting_before(node):
         keys = key_mask.build(gm.graph, mask, shape_of(query)[0], layout.tokens) if isinstance(mask, Node) else None
         carved = gm.graph.call_function(
             torch.ops.jenga.carved_attention.default,
-            (query, key, value, keys, *layout.grid, layout.start, carving.curve, carving.adjacency, handle, scale),
+            (query, key, value, keys, *layout.grid, layout.start, *how, scale),
         )
     # `eager_input_vals` describes the arguments of the operator that was replaced; Inductor matches it to ours.
     carved.meta = {name: value for name, value in node.meta.items() if name != "eager_input_vals"}

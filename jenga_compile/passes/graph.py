@@ -37,11 +37,17 @@ def integer(value: Any) -> int:
     return int(value.meta["val"]) if isinstance(value, Node) else int(value)
 
 
+def module_classes(node: Node) -> list[str]:
+    """Class names of the modules around a call, outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [kind if isinstance(kind, str) else kind.__name__ for _, kind in stack.values()]
+
+
 def module_path(node: Node) -> str:
     """Path of the module that made the call, as the user would write it: `transformer_blocks.0.attn`."""
     stack = node.meta.get("nn_module_stack") or {}
     if not stack:
-        return "<function>"
+        return "<root>"
     source = str(list(stack.values())[-1][0])
     names = re.findall(r"\w+", source)
     hidden = {"L", "self", "__self__", "__dict__", "_modules", "_orig_mod"}

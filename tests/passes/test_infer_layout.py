@@ -1,0 +1,137 @@
+"""The layout is read off the graph, whatever the spelling; and nothing is read where nothing is shown."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from jenga_compile import Report, explain
+from tests.passes.plain_dit import Block, PlainDiT, latents, prompt
+
+ANY_SIZE = {"min_blocks": 1}
+
+
+def sites(model: nn.Module, *args: Any, **options: Any) -> Report:
+    torch._dynamo.reset()
+    return explain(model, *args, options={**ANY_SIZE, **options})
+
+
+@pytest.mark.parametrize("patch", ["conv3d", "conv2d", "linear"])
+@pytest.mark.parametrize("side", ["before", "after", "none"])
+def test_every_patch_embedding_and_text_side(patch: Any, side: Any) -> None:
+    report = sites(PlainDiT(patch, side), latents(), prompt())
+    assert (report.seen, report.carved) == (2, 2)
+    for site in report.sites:
+        assert site.grid == (3, 8, 6)
+        assert site.text == (0 if side == "none" else 5)
+        assert site.video == ((5, 149) if side == "before" else (0, 144))
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    t=st.integers(2, 5),
+    h=st.integers(2, 7),
+    w=st.integers(2, 7),
+    text=st.integers(1, 9),
+    side=st.sampled_from(["before", "after"]),
+)
+def test_any_grid_is_found(t: int, h: int, w: int, text: int, side: Any) -> None:
+    report = sites(PlainDiT("conv3d", side, layers=1), latents(t, 2 * h, 2 * w), prompt(text))
+    (site,) = report.sites
+    assert site.grid == (t, h, w)
+    assert site.video is not None
+    assert site.video[1] - site.video[0] == t * h * w
+
+
+def test_sequence_without_a_grid_is_left() -> None:
+    (site,) = sites(Block(), prompt(300)).sites
+    assert site.decision == "left"
+    assert site.reason.startswith("no grid: nothing in the graph splits these 300 tokens")
+
+
+class CrossOfEqualLength(nn.Module):
+    """Video queries over as many text keys: the shapes say self-attention, the data flow does not."""
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        query = x.flatten(2).transpose(1, 2)[:, None]
+        return F.scaled_dot_product_attention(query, text[:, None], text[:, None])
+
+
+def test_cross_attention_of_equal_length_is_left() -> None:
+    (site,) = sites(CrossOfEqualLength(), torch.randn(2, 4, 3, 8, 6), torch.randn(2, 144, 4)).sites
+    assert site.decision == "left"
+    assert site.reason.startswith("no grid")
+
+
+class TwoGrids(nn.Module):
+    """Queries in one raster, keys in another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = x.flatten(2).transpose(1, 2)[:, None]
+        key = x.transpose(3, 4).flatten(2).transpose(1, 2)[:, None]
+        return F.scaled_dot_product_attention(query, key, key)
+
+
+def test_queries_and_keys_in_different_order_are_left() -> None:
+    (site,) = sites(TwoGrids(), torch.randn(2, 4, 3, 8, 6)).sites
+    assert site.reason == "queries on grid (3, 8, 6), keys on grid (3, 6, 8)"
+
+
+class Windows(nn.Module):
+    """The same tokens seen as frames x rows x columns and as windows that do not line up with them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + tokens.view(2, 16, 3, 3, 4).flip(-1).view(2, 144, 4)
+        query = tokens[:, None]
+        return F.scaled_dot_product_attention(query, query, query)
+
+
+def test_contradicting_views_are_left_as_ambiguous() -> None:
+    (site,) = sites(Windows(), torch.randn(2, 4, 3, 8, 6)).sites
+    assert site.decision == "left"
+    assert site.reason == "ambiguous grid: the graph splits the tokens as (3, 8, 6) and as (16, 3, 3)"
+
+
+class Packed(nn.Module):
+    """Tokens patchified outside, as Flux does: the grid is nowhere in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, video: Tensor, text: Tensor) -> Tensor:
+        out: Tensor = self.block(torch.cat([text, video], dim=1))
+        return out[:, text.shape[1] :]
+
+
+def test_a_given_grid_fills_in_what_the_graph_hides() -> None:
+    (site,) = sites(Packed(), prompt(144), prompt(5), grid=(3, 8, 6), text="before").sites
+    assert (site.decision, site.video, site.text) == ("carved", (5, 149), 5)
+
+
+def test_a_given_grid_larger_than_the_sequence_is_left() -> None:
+    (site,) = sites(Packed(), prompt(144), prompt(5), grid=(30, 8, 6)).sites
+    assert site.reason == "the given grid (30, 8, 6) has 1440 tokens, the site 149"
+
+
+class PerFrame(nn.Module):
+    """Frames folded into the batch: attention within a frame."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, t, h, w = x.shape
+        tokens = x.transpose(1, 2).reshape(batch * t, channels, h * w).transpose(1, 2)[:, None]
+        return F.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+def test_attention_within_frames_sees_a_grid_of_one_frame() -> None:
+    (site,) = sites(PerFrame(), torch.randn(2, 4, 3, 8, 6)).sites
+    assert site.grid == (1, 8, 6)
+    assert math.prod(site.grid) == site.queries

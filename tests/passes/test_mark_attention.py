@@ -1,0 +1,95 @@
+"""SDPA is marked in every call form; what is no plain self-attention is entered with its reason and not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from jenga_compile.config import Options
+from jenga_compile.passes.ledger import Ledger
+from jenga_compile.passes.mark_attention import mark_attention
+from jenga_compile.passes.site import ATTENTION
+
+sdpa = F.scaled_dot_product_attention
+Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+FIRES: dict[str, Call] = {
+    "positional": lambda q, k, v: sdpa(q, k, v),
+    "keywords": lambda q, k, v: sdpa(query=q, key=k, value=v, attn_mask=None, dropout_p=0.0, is_causal=False),
+    "mixed": lambda q, k, v: sdpa(q, k, value=v, scale=0.5, enable_gqa=False),
+    "mask": lambda q, k, v: sdpa(q, k, v, torch.ones(1, 1, 1, 16, dtype=torch.bool)),
+    "torch_alias": lambda q, k, v: torch._C._nn.scaled_dot_product_attention(q, k, v),
+}
+
+STAYS_AWAY: dict[str, tuple[Call, str]] = {
+    "cross": (lambda q, k, v: sdpa(q, k[:, :, :7], v[:, :, :7]), "cross-attention: 16 queries, 7 keys"),
+    "causal": (lambda q, k, v: sdpa(q, k, v, is_causal=True), "causal attention"),
+    "dropout": (lambda q, k, v: sdpa(q, k, v, dropout_p=0.5), "dropout 0.5"),
+    "grouped": (
+        lambda q, k, v: sdpa(q, k[:, :1], v[:, :1], enable_gqa=True),
+        "grouped-query attention: 2 query heads, 1 key heads",
+    ),
+    "three_dimensions": (lambda q, k, v: sdpa(q[:, 0], k[:, 0], v[:, 0]), "3 dimensions: expected [batch"),
+}
+
+
+class Caller(nn.Module):
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.call(q, k, v)
+
+
+def marked(call: Call, *, requires_grad: bool = False) -> tuple[GraphModule, Ledger, Tensor, Tensor]:
+    torch._dynamo.reset()
+    ledger = Ledger(Options())
+    kept: list[GraphModule] = []
+
+    def backend(gm: GraphModule, example_inputs: list[Tensor]) -> Callable[..., Tensor]:
+        mark_attention(gm, ledger)
+        kept.append(gm)
+        return gm.forward
+
+    random = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 2, 16, 8, generator=random).requires_grad_(requires_grad) for _ in range(3)]
+    with torch.set_grad_enabled(requires_grad):
+        torch.manual_seed(0)
+        plain = Caller(call)(*inputs)
+        torch.manual_seed(0)
+        out = torch.compile(Caller(call), backend=backend, fullgraph=True)(*inputs)
+    return kept[0], ledger, plain, out
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_every_call_form_is_marked_and_bit_identical(name: str) -> None:
+    gm, ledger, plain, out = marked(FIRES[name])
+    assert len(gm.graph.find_nodes(op="call_function", target=ATTENTION)) == 1
+    assert not gm.graph.find_nodes(op="call_function", target=sdpa)
+    assert ledger.report().seen == 1
+    assert torch.equal(plain, out)
+
+
+@pytest.mark.parametrize("name", STAYS_AWAY)
+def test_other_attention_is_entered_and_not_touched(name: str) -> None:
+    call, reason = STAYS_AWAY[name]
+    gm, ledger, plain, out = marked(call)
+    assert not gm.graph.find_nodes(op="call_function", target=ATTENTION)
+    (site,) = ledger.report().sites
+    assert site.decision == "left"
+    assert site.reason.startswith(reason)
+    assert torch.equal(plain, out)
+
+
+def test_gradients_keep_attention_dense_and_differentiable() -> None:
+    gm, ledger, plain, out = marked(FIRES["positional"], requires_grad=True)
+    assert not gm.graph.find_nodes(op="call_function", target=ATTENTION)
+    assert ledger.report().sites[0].reason.startswith("gradients required")
+    out.sum().backward()
+    assert torch.equal(plain, out)
