@@ -91,7 +91,7 @@ class BlockListOutOfRange(JengaError, IndexError):
     )
 
 
-class UnknownKnobs(JengaError, KeyError):
+class UnknownKnobs(JengaError, LookupError):
     template = (
         "no knobs are registered under handle {handle}; known handles: {known}. "
         "Handles hold for one process: pass what jenga_compile.kernels.knobs.register(Knobs(...)) returned."

@@ -1,0 +1,97 @@
+"""Contract of `jenga::carved_attention`.
+
+    out [B, H, L, Dv] = carved_attention(q, k, v, key_mask, t, h, w, video_start, curve, adjacency, knobs, scale)
+
+Legend: B batch, H heads, L tokens, D head dim. Tokens come in the model's own order:
+[text before: video_start tokens] [video: t*h*w tokens, row-major] [text after]. Either text may be empty.
+
+    q, k         [B, H, L, D]   bf16, fp16, fp32 or fp64, any strides
+    v            [B, H, L, Dv]  of the same dtype
+    key_mask     [B, L]         bool in the model's order; True = attend to this key. None = all
+    curve        kind of `curve_order`, which blocks of 128 video tokens are cut from
+    adjacency    True: blocks that touch in space and time are always kept; False: only a block's own keys are
+    knobs        handle from `jenga_compile.kernels.knobs.register`, looked up when the operator runs
+    scale        factor on the logits, D**-0.5 if None
+    out          the model's order; BSHD storage seen as BHSD, as `jenga::block_sparse_attention` returns
+
+Means: reorder to [video in curve order, text before, text after], `jenga::block_select`,
+`jenga::block_sparse_attention`, and undo the order. With keep=1 this is dense attention.
+
+Refuses what those two refuse, a grid that does not fit (InvalidGrid, VideoSpanOutOfRange), an unknown curve
+(OptionOutOfRange) and an unregistered handle (UnknownKnobs). Has no backward (NotDifferentiable).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from jenga_compile.config import CurveKind
+from jenga_compile.errors import VideoSpanOutOfRange
+from jenga_compile.grid import TokenGrid
+from jenga_compile.kernels.carved_attention import gathered, reference
+from jenga_compile.kernels.checks import check_qkv, check_tensor, refuse_backward
+from jenga_compile.kernels.dispatch import reference_requested
+from jenga_compile.kernels.knobs import lookup
+
+_NAME = "carved_attention"
+
+
+@torch.library.custom_op(
+    "jenga::carved_attention",
+    mutates_args=(),
+    schema=(
+        "(Tensor q, Tensor k, Tensor v, Tensor? key_mask, SymInt t, SymInt h, SymInt w, SymInt video_start, "
+        "str curve, bool adjacency, int knobs, float? scale=None) -> Tensor"
+    ),
+)
+def carved_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    t: int,
+    h: int,
+    w: int,
+    video_start: int,
+    curve: CurveKind,
+    adjacency: bool,
+    knobs: int,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Carve tokens in the model's order; the contract is the module's docstring."""
+    check_qkv(_NAME, q, k, v)
+    batch, _, length, _ = q.shape
+    grid = TokenGrid(t, h, w)
+    if not 0 <= video_start <= length - grid.tokens:
+        raise VideoSpanOutOfRange(tokens=grid.tokens, start=video_start, length=length)
+    if key_mask is not None:
+        check_tensor(_NAME, "key_mask", key_mask, (batch, length), torch.bool, q.device)
+    compute = reference.carved_attention if reference_requested() else gathered.carved_attention
+    values = lookup(knobs, q.device)
+    return compute(q, k, v, key_mask, grid, video_start, curve, adjacency, values, scale)
+
+
+@carved_attention.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    t: int,
+    h: int,
+    w: int,
+    video_start: int,
+    curve: CurveKind,
+    adjacency: bool,
+    knobs: int,
+    scale: float | None = None,
+) -> torch.Tensor:
+    batch, heads, length, _ = q.shape
+    return q.new_empty((batch, length, heads, v.shape[-1])).transpose(1, 2)
+
+
+def _backward(ctx: object, grad: torch.Tensor) -> None:
+    refuse_backward(_NAME)
+
+
+carved_attention.register_autograd(_backward)

@@ -1,0 +1,41 @@
+"""Definition of `jenga::carved_attention`: a permutation around two definitions; the contract is in `op.py`."""
+
+from __future__ import annotations
+
+import torch
+
+from jenga_compile.block_mask import adjacency as adjacency_mask
+from jenga_compile.config import CurveKind
+from jenga_compile.curve import curve_order
+from jenga_compile.grid import TokenGrid
+from jenga_compile.kernels.block_select import reference as select
+from jenga_compile.kernels.block_sparse_attention import reference as attend
+
+
+def carved_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    grid: TokenGrid,
+    video_start: int,
+    curve: CurveKind,
+    adjacency: bool,
+    knobs: torch.Tensor,
+    scale: float | None,
+) -> torch.Tensor:
+    length, video = q.shape[2], grid.tokens
+    curve_positions = [video_start + token for token in curve_order(grid, curve).tolist()]
+    text_positions = [p for p in range(length) if not video_start <= p < video_start + video]
+    order = curve_positions + text_positions
+    mask = None if key_mask is None else key_mask[:, order]
+    blocks = grid.blocks()
+    static_mask = adjacency_mask(grid, curve) if adjacency else torch.eye(blocks, dtype=torch.bool)
+
+    q, k, v = q[:, :, order], k[:, :, order], v[:, :, order]
+    indices, counts = select.block_select(q, k, static_mask, knobs, video, mask, False)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    carved = attend.block_sparse_attention(q, k, v, indices, counts, knobs, video, mask, scale)
+    out = torch.empty_like(carved)
+    out[:, :, order] = carved
+    return out

@@ -1,0 +1,124 @@
+"""The catalogue: every error is raised once by the misuse it names, and its text quotes what was found."""
+
+from __future__ import annotations
+
+import string
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from jenga_compile import config, errors, generate, media
+from jenga_compile.grid import TokenGrid
+from jenga_compile.kernels import checks, knobs
+from jenga_compile.passes.ledger import Ledger
+from jenga_compile.report import Site
+
+Q = torch.randn(1, 2, 300, 16)
+KNOBS = knobs.make_knobs(0.5, 0.0)
+EYE = torch.eye(3, dtype=torch.bool)
+FRAMES = np.zeros((2, 8, 8, 3), np.uint8)
+ops = torch.ops.jenga
+
+
+def carved(**changes: object) -> None:
+    arguments = {"t": 3, "h": 8, "w": 12, "video_start": 0, "curve": "gilbert", "adjacency": True, "knobs": 0} | changes
+    ops.carved_attention(Q, Q, Q, None, **arguments)
+
+
+def request(**changes: object) -> None:
+    generate.Request(**({"prompt": "a fox", "output": Path("fox.mp4")} | changes))  # type: ignore[arg-type]
+
+
+def strict() -> None:
+    ledger = Ledger(config.Options(strict=True))
+    site = Site(
+        path="blocks.0", decision="left", reason="mask", batch=1, heads=1, queries=9, keys=9, head_dim=8, intended=True
+    )
+    ledger.enter(site)
+    ledger.enforce_strict()
+
+
+def size_not_divisible() -> None:
+    from jenga_compile.zoo.pipeline import ToyVideoPipeline
+
+    stub = SimpleNamespace(transformer=SimpleNamespace(config=SimpleNamespace(patch_size=4)))
+    ToyVideoPipeline._check(stub, ["a fox"], 66, 64)  # type: ignore[arg-type]
+
+
+def weights_missing() -> None:
+    from jenga_compile.zoo.pipeline import ToyVideoPipeline
+
+    ToyVideoPipeline.from_folder(Path("nowhere"))
+
+
+def extra_missing() -> None:
+    with mock.patch.dict(sys.modules, {"jenga_compile.zoo.pipeline": None}):
+        generate._pipeline(torch.device("cpu"))
+
+
+def select(q: torch.Tensor = Q, k: torch.Tensor = Q, mask: torch.Tensor = EYE, video: int = 300) -> None:
+    ops.block_select(q, k, mask, KNOBS, video)
+
+
+def backward() -> None:
+    q = Q.clone().requires_grad_()
+    ops.carved_attention(q, Q, Q, None, 3, 8, 12, 0, "gilbert", True, 0).sum().backward()
+
+
+def attend_lists_out_of_range() -> None:
+    indices, counts = ops.block_select(Q, Q, EYE, KNOBS, 300)
+    ops.block_sparse_attention(Q, Q, Q, indices + 7, counts, KNOBS, 300)
+
+
+MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
+    errors.UnknownOption: (lambda: config.parse_options({"kepe": 1}), "did you mean 'keep'"),
+    errors.OptionOutOfRange: (lambda: config.Carving(keep=2.0), "keep=2.0 is outside (0, 1]"),
+    errors.ModeAndOptions: (lambda: config.parse_options({"mode": "a"}, "b"), "mode='b' and options['mode']='a'"),
+    errors.AttentionNotCarved: (strict, "the first is 'blocks.0': mask"),
+    errors.InvalidGrid: (lambda: TokenGrid(0, 4, 4), "(0, 4, 4)"),
+    errors.UnreadableGrid: (lambda: TokenGrid.parse("32x45"), "'32x45'"),
+    errors.ShapeMismatch: (lambda: select(k=Q[:, :, :200]), "k has shape (1, 2, 200, 16)"),
+    errors.DtypeMismatch: (lambda: select(k=Q.half()), "torch.float16"),
+    errors.DeviceMismatch: (lambda: checks.check_qkv("block_select", Q, Q.to("meta")), "k is on meta"),
+    errors.VideoOutOfRange: (lambda: select(video=301), "video=301 is outside [1, 300]"),
+    errors.VideoSpanOutOfRange: (lambda: carved(video_start=20), "a grid of 288 tokens from position 20"),
+    errors.BlockListOutOfRange: (attend_lists_out_of_range, "range over"),
+    errors.UnknownKnobs: (lambda: carved(knobs=99_999), "handle 99999"),
+    errors.NotDifferentiable: (backward, "jenga::carved_attention has no backward"),
+    errors.UnknownVideoFormat: (lambda: request(output=Path("fox.avi")), ".avi is no video format"),
+    errors.OutputFolderMissing: (lambda: media.write_video(Path("nowhere/a.gif"), FRAMES), "'nowhere' is no folder"),
+    errors.PromptEmpty: (lambda: request(prompt=" "), "empty prompt among [' ']"),
+    errors.SizeNotDivisible: (size_not_divisible, "height=66"),
+    errors.ModelWeightsMissing: (weights_missing, "no model in 'nowhere'"),
+    errors.OutOfRange: (lambda: request(steps=0), "steps 0 is outside [1, 1000]"),
+    errors.DeviceUnavailable: (lambda: generate._device("cuda:77"), "device 'cuda:77' is not available"),
+    errors.ExtraMissing: (extra_missing, "pip install 'jenga-compile[diffusers]'"),
+}
+
+
+def test_the_catalogue_is_complete() -> None:
+    assert set(MISUSE) == set(errors.JengaError.__subclasses__())
+
+
+@pytest.mark.parametrize("error", MISUSE, ids=lambda error: error.__name__)
+def test_the_misuse_raises_its_error_with_what_was_found(error: type[errors.JengaError]) -> None:
+    knobs.register(knobs.Knobs())
+    misuse, text = MISUSE[error]
+    with pytest.raises(error) as caught:
+        misuse()
+    assert text in str(caught.value)
+    assert caught.value.facts
+
+
+@pytest.mark.parametrize("error", MISUSE, ids=lambda error: error.__name__)
+def test_the_text_states_a_fact_and_a_way_out(error: type[errors.JengaError]) -> None:
+    fields = [field for _, field, _, _ in string.Formatter().parse(error.template) if field is not None]
+    assert fields
+    assert error.template.count(". ") + error.template.count(": ") + error.template.count("; ") >= 1
+    assert error.template.rstrip().endswith((".", "}", ")"))
