@@ -52,7 +52,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the initial noise (default: 0)")
     add("--steps", type=int, default=24, help="denoising steps, at least 1 (default: 24)")
     add("--size", type=int, default=64, help="height and width in pixels, a multiple of 4 (default: 64)")
-    add("--guidance", type=float, default=4.0, help="strength of the prompt; 1 switches guidance off (default: 4)")
+    add("--guidance", type=float, default=3.0, help="strength of the prompt; 1 switches guidance off (default: 3)")
     add("--keep", type=float, default=0.3, help="fraction of video blocks every block attends to (default: 0.3)")
     add("--dense", action="store_true", help="do not carve: plain attention over everything")
     add("--compare", action="store_true", help="also make the dense video at the same seed, and compare")

@@ -30,7 +30,7 @@ class Request:
     steps: int = 24
     size: int = 64
     """Height and width in pixels."""
-    guidance: float = 4.0
+    guidance: float = 3.0
     keep: float = 0.3
     dense: bool = False
     compare: bool = False
@@ -147,9 +147,12 @@ class _Clock:
 
 def _pipeline(device: torch.device) -> ToyVideoPipeline:
     try:
+        from transformers.utils.logging import disable_progress_bar
+
         from jenga_compile.zoo.pipeline import ToyVideoPipeline
     except ModuleNotFoundError as missing:
         raise ExtraMissing(module=missing.name, extra="diffusers") from missing
+    disable_progress_bar()
     return ToyVideoPipeline.packaged(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 

@@ -52,13 +52,24 @@ def write_video(path: Path, frames: Frames, *, fps: int = 12, scale: int = 1) ->
                 write_image(partial, contact_sheet([large]))
 
 
-def contact_sheet(videos: Sequence[Frames], *, columns: int = 8, gap: int = 4) -> npt.NDArray[np.uint8]:
-    """One row a video, `columns` frames of it at equal distances, on white: uint8 [H, W, 3]."""
+def contact_sheet(
+    videos: Sequence[Frames], *, captions: Sequence[str] = (), columns: int = 8, gap: int = 4
+) -> npt.NDArray[np.uint8]:
+    """One row a video, `columns` frames of it at equal distances, on white, its caption below: uint8 [H, W, 3]."""
     rows = []
-    for frames in videos:
+    for frames, text in zip(videos, captions or [""] * len(videos), strict=True):
         picks = np.linspace(0, len(frames) - 1, num=min(columns, len(frames))).round().astype(int)
-        rows.append(_join([frames[pick] for pick in picks], gap, axis=1))
+        row = _join([frames[pick] for pick in picks], gap, axis=1)
+        rows.append(_join([row, _caption(text, row.shape[1])], 0, axis=0) if text else row)
     return _join(rows, gap, axis=0)
+
+
+def _caption(text: str, width: int, height: int = 15) -> npt.NDArray[np.uint8]:
+    from PIL import Image, ImageDraw
+
+    strip = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(strip).text((2, 1), text, fill="black")
+    return np.asarray(strip)
 
 
 def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "passes": COMPILER,
     "backend": COMPILER,
     "explain": COMPILER | {"backend"},
-    "zoo": {"errors"},
+    "zoo": {"errors", "media"},
     "generate": COMPILER | {"backend", "media", "zoo"},
     "cli": {"errors", "generate"},
     "__init__": {"config", "explain", "report"},

@@ -38,7 +38,7 @@ class Toy:
 
 
 def hunyuan(batch: int = 2, frames: int = 5, height: int = 16, width: int = 24, text: int = 12, layers: int = 1) -> Toy:
-    """HunyuanVideo: joint attention [video, text] with a key-padding mask a sample; grid (frames, height/2, width/2)."""
+    """HunyuanVideo: joint attention [video, text], a key-padding mask a sample; grid (frames, height/2, width/2)."""
     from diffusers import HunyuanVideoTransformer3DModel
 
     model = HunyuanVideoTransformer3DModel(

@@ -179,24 +179,20 @@ def load_judge(file: Path, device: torch.device | str = "cpu") -> Judge:
     return judge
 
 
-def model_generator(folder: Path, text_model: Path | None, device: torch.device, **options: Any) -> Generate:
-    """Samples from folder/transformer with folder/scheduler; options as in `sampling.sample`."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3DModel
-
-    from jenga_compile.zoo.model import TextEncoder
-    from jenga_compile.zoo.sampling import sample
+def model_generator(folder: Path, text_model: Path | None, device: torch.device, seed: int, **options: Any) -> Generate:
+    """Samples of the model in `folder`; options as `ToyVideoPipeline` takes them."""
+    from jenga_compile.zoo.pipeline import ToyVideoPipeline
     from jenga_compile.zoo.trainable import make_trainable
 
-    cuda = device.type == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
-    transformer = HunyuanVideoTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
-    transformer = make_trainable(transformer).to(device).eval()  # the same function, faster
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    text = TextEncoder(text_model, device)
-    noise = torch.Generator().manual_seed(options.pop("seed", 0))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    pipe = ToyVideoPipeline.from_folder(folder, device, dtype, text_model)
+    pipe.set_progress_bar_config(disable=True)
+    make_trainable(pipe.transformer)  # the same function, faster
+    noise = torch.Generator().manual_seed(seed)
 
     def generate(prompts: Sequence[str]) -> Tensor:
-        return sample(transformer, text, scheduler, prompts, generator=noise, **options)
+        frames: Tensor = pipe(prompts, generator=noise, **options).frames
+        return frames
 
     return generate
 
@@ -234,9 +230,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         facts["model"] = {}
         for guidance in args.guidance:
             start = time.monotonic()
-            generate = model_generator(
-                args.model, args.text_model, device, steps=args.steps, guidance=guidance, seed=args.seed
-            )
+            options = {"num_inference_steps": args.steps, "guidance_scale": guidance}
+            generate = model_generator(args.model, args.text_model, device, args.seed, **options)
             scores: dict[str, Any] = {
                 split: evaluate(judge, generate, args.samples, args.seed, split) for split in ("seen", "unseen")
             }

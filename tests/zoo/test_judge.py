@@ -10,9 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-pytest.importorskip("PIL", reason="the sprite pack is WebP")
-pytest.importorskip("safetensors", reason="the judge is stored as safetensors")
-
 from jenga_compile.zoo.judge import Judge, accuracy, ceiling, evaluate, load_judge, save_judge, train_judge
 from jenga_compile.zoo.vocabulary import LABEL_NAMES, classes
 

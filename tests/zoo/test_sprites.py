@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("PIL", reason="the sprite pack is WebP")
-
 from jenga_compile.zoo.sprites import Scene, Sprites, captions_of
 from jenga_compile.zoo.vocabulary import (
     COLOURS,

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-pytest.importorskip("diffusers", reason="the zoo's transformer is a diffusers class")
-pytest.importorskip("transformers", reason="the zoo's text encoder is a transformers model")
 
 from jenga_compile.zoo import train
 from jenga_compile.zoo.model import SPRITE_DIT, TEXT_TOKENS, TINY_DIT, build_transformer
@@ -30,26 +26,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class HashedText:
-    """A stand-in text encoder: noise that depends on the caption alone."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        seeds = [sum(1000003 * i * byte for i, byte in enumerate(text.encode(), 1)) for text in prompts]
-        hidden = torch.stack(
-            [torch.randn(TEXT_TOKENS, 384, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        )
-        return hidden * 0.4, torch.ones(len(prompts), TEXT_TOKENS), hidden.mean(1)
-
-
 def smoke(folder: Path, *options: str) -> train.Trainer:
     return train.main(["--smoke", "--device", "cpu", "--out", str(folder), *options])
 
 
-def test_a_run_learns_and_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "TextEncoder", HashedText)
+def test_a_run_learns_and_resumes_to_the_bit(tmp_path: Path) -> None:
     whole = smoke(tmp_path / "whole")
     smoke(tmp_path / "parts", "--max-steps", "6")
     parts = smoke(tmp_path / "parts", "--resume", str(tmp_path / "parts"))
@@ -136,8 +117,7 @@ def test_ema_is_the_weighted_mean() -> None:
     assert ema.average[0].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_times_cover_the_path_and_lean_to_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "TextEncoder", HashedText)
+def test_times_cover_the_path_and_lean_to_noise() -> None:
     trainer = train.Trainer(SMOKE, torch.device("cpu"), None, compiled=False)
     times = trainer._times(4096)
     assert bool(((times > 0) & (times < 1)).all())
