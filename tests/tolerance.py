@@ -36,7 +36,7 @@ def assert_rounding(actual: torch.Tensor, truth: torch.Tensor, baseline: torch.T
         actual: what the code under test gave.
         truth: the same in float64.
         baseline: what `eager_attention` gives in the dtype of `actual`.
-        values: v, which sets the size of one unit in the last place.
+        values: v, or the whole output of a model: it sets the size of one unit in the last place.
     """
     assert actual.dtype == baseline.dtype == values.dtype
     assert truth.dtype == torch.float64

@@ -26,7 +26,7 @@ class Toy:
 
     def run(self, model: Any = None) -> Tensor:
         with torch.no_grad():
-            out: Tensor = (model or self.model)(**self.inputs, return_dict=False)[0]
+            out: Tensor = (self.model if model is None else model)(**self.inputs, return_dict=False)[0]
         return out
 
     def to(self, dtype: torch.dtype) -> Toy:

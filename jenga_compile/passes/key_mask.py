@@ -31,7 +31,7 @@ def build(graph: Graph, mask: Node, batch: int, tokens: int) -> Node:
     """The key mask [B, L] of a mask that passed `check`; insert it where the graph's cursor stands."""
     origin = _origin(mask)
     rows = tensor_of(origin).reshape(-1, tokens)
-    flat = graph.call_function(aten.reshape.default, (origin, list(rows.shape)))
+    flat = graph.call_function(aten.reshape.default, (origin, [int(size) for size in rows.shape]))
     flat.meta["val"] = rows
     if rows.shape[0] == batch:
         return flat
