@@ -1,6 +1,6 @@
 """Carved against dense attention on a CPU, in one process with the same threads.
 
-    python benchmarks/cpu_attention.py [--json benchmarks/results/cpu_attention.json] [--runs 7]
+    python -m benchmarks.cpu_attention [--json benchmarks/results/cpu_attention.json] [--runs 7]
 
 16,384 video tokens on a 16 x 32 x 32 grid and 128 of text, 6 heads of 64, fp32. Dense is
 `F.scaled_dot_product_attention`; every row below it is timed in turn with it, round by round, so that what else the
@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +24,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks.environment import environment
 from jenga_compile import kernels
 from jenga_compile.block_mask import adjacency
 from jenga_compile.config import CurveKind
@@ -134,25 +132,6 @@ def row(seconds: list[float], dense: list[float], kept: float | None) -> dict[st
 def density(indices: torch.Tensor, counts: torch.Tensor) -> float:
     """Listed share of the key blocks of a video row."""
     return float(counts.double().mean()) / indices.shape[-1]
-
-
-def environment() -> dict[str, object]:
-    """Machine, versions, commit, and how busy the machine was."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here, check=False)
-    return {
-        "cpu": cpu,
-        "simd": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "load_1min": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or None,
-    }
 
 
 if __name__ == "__main__":

@@ -44,8 +44,6 @@ class KeyTable:
         self._scratch = k.new_empty(0)
         self.full_rows = blocks.full_rows
         """Full video blocks of each head."""
-        self.full_rows = blocks.full_rows
-        """Full video blocks of each head."""
         self.remainder = 0
         """Tokens in the remainder."""
         self.biased = self._video_biased
