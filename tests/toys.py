@@ -29,6 +29,10 @@ class Toy:
             out: Tensor = (self.model if model is None else model)(**self.inputs, return_dict=False)[0]
         return out
 
+    def cuda(self) -> Toy:
+        inputs = {name: value.cuda() if isinstance(value, Tensor) else value for name, value in self.inputs.items()}
+        return dataclasses.replace(self, model=copy.deepcopy(self.model).cuda(), inputs=inputs)
+
     def to(self, dtype: torch.dtype) -> Toy:
         inputs = {
             name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
