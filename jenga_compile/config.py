@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jenga_compile.errors import ModeAndOptions, OptionOutOfRange, UnknownOption
+from jenga_compile.errors import ModeAndOptions, OptionOfWrongType, OptionOutOfRange, OptionsAtOdds, UnknownOption
 
 if TYPE_CHECKING:
     from jenga_compile.report import Report
@@ -18,6 +18,15 @@ Inner = Literal["inductor", "aot_eager", "eager"]
 
 BLOCK = 128
 """Tokens in a block, for queries and keys alike (paper, section 3.1)."""
+
+
+def _require_type(holds: bool, name: str, value: object, expected: str, way_out: str) -> None:
+    if not holds:
+        raise OptionOfWrongType(name=name, value=value, found=type(value).__name__, expected=expected, way_out=way_out)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require(holds: bool, name: str, value: object, expected: str, way_out: str) -> None:
@@ -45,7 +54,17 @@ class Carving:
     min_blocks: int = 8
     """Sites with fewer video blocks than this stay dense: carving would cost more than it saves."""
 
+    def is_short(self, tokens: int) -> bool:
+        """Whether so many tokens are fewer blocks than `min_blocks`."""
+        return -(-tokens // BLOCK) < self.min_blocks
+
     def __post_init__(self) -> None:
+        for name, value in (("keep", self.keep), ("cutoff", self.cutoff)):
+            _require_type(_is_number(value), name, value, "a number", "Pass a fraction, e.g. 0.3.")
+        _require_type(type(self.adjacency) is bool, "adjacency", self.adjacency, "True or False", "Pass one of them.")
+        _require_type(
+            type(self.min_blocks) is int, "min_blocks", self.min_blocks, "an integer", "Pass a count of blocks, e.g. 8."
+        )
         _require(0.0 < self.keep <= 1.0, "keep", self.keep, "(0, 1]", "Use 1.0 to keep every block.")
         _require(0.0 <= self.cutoff < 1.0, "cutoff", self.cutoff, "[0, 1)", "Use 0.0 to switch the rule off.")
         _require(
@@ -90,6 +109,24 @@ class Options:
     """Called with the report of every graph as it is compiled."""
 
     def __post_init__(self) -> None:
+        _require_type(type(self.strict) is bool, "strict", self.strict, "True or False", "Pass one of them.")
+        _require_type(
+            self.mode is None or isinstance(self.mode, str), "mode", self.mode, "a string", "Pass e.g. 'max-autotune'."
+        )
+        _require_type(
+            self.on_report is None or callable(self.on_report),
+            "on_report",
+            self.on_report,
+            "a callable",
+            "Pass a function of one report, e.g. print.",
+        )
+        _require_type(
+            self.grid is None or isinstance(self.grid, tuple),
+            "grid",
+            self.grid,
+            "three positive integers (t, h, w)",
+            "Pass the token grid after patchifying, e.g. (32, 45, 80).",
+        )
         _require(
             self.grid is None or (len(self.grid) == 3 and all(type(n) is int and n > 0 for n in self.grid)),
             "grid",
@@ -105,10 +142,23 @@ class Options:
             "Pick one of them.",
         )
         _require(self.inner in get_args(Inner), "inner", self.inner, str(get_args(Inner)), "Pick one of them.")
+        if self.text is not None and self.grid is None:
+            raise OptionsAtOdds(
+                name="text", value=self.text, beside="without grid", way_out="Give grid=(t, h, w) too, or leave it out."
+            )
+        if self.mode is not None and self.inner != "inductor":
+            raise OptionsAtOdds(
+                name="mode",
+                value=self.mode,
+                beside=f"with inner={self.inner!r}",
+                way_out="Modes are Inductor's: leave out one of the two.",
+            )
 
 
 def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) -> Options:
     """Options as `torch.compile` hands them over: one flat dictionary, unknown keys refused."""
+    as_expected = options is None or isinstance(options, Mapping)
+    _require_type(as_expected, "options", options, "a dictionary", "Pass e.g. {'keep': 0.3}.")
     given = dict(options or {})
     carving_keys = {field.name for field in dataclasses.fields(Carving)}
     other_keys = {field.name for field in dataclasses.fields(Options)} - {"carving"}
@@ -123,7 +173,7 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     if mode is not None and "mode" in given:
         raise ModeAndOptions(mode=mode, option=given["mode"])
     rest = {key: value for key, value in given.items() if key in other_keys}
-    if rest.get("grid") is not None:
+    if isinstance(rest.get("grid"), list):
         rest["grid"] = tuple(rest["grid"])
     if mode is not None:
         rest["mode"] = mode

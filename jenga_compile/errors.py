@@ -27,6 +27,21 @@ class OptionOutOfRange(JengaError, ValueError):
     template = "option {name}={value!r} is outside {expected}. {way_out}"
 
 
+class OptionOfWrongType(JengaError, TypeError):
+    template = "option {name}={value!r} is of type {found}, expected {expected}. {way_out}"
+
+
+class OptionsAtOdds(JengaError, ValueError):
+    template = "option {name}={value!r} does nothing {beside}. {way_out}"
+
+
+class NothingTraced(JengaError, RuntimeError):
+    template = (
+        "torch.compile made no graph of the call of {model}, so there is nothing to explain. "
+        "Look for torch.compiler.disable around its forward, and call explain outside torch.compile."
+    )
+
+
 class ModeAndOptions(JengaError, ValueError):
     template = "mode={mode!r} and options['mode']={option!r} are both given. Keep one of them."
 

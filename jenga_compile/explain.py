@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,22 +12,28 @@ from torch.fx import GraphModule, Node
 
 from jenga_compile.backend import compile_graph
 from jenga_compile.config import parse_options
+from jenga_compile.errors import NothingTraced
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.report import Report
 
 
-def explain(model: torch.nn.Module, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
+def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
     """Report of every attention site in `model(*args, **kwargs)`.
 
     Args:
-        model: any module, on any device; on `meta` it needs no weights and no memory.
+        model: any module, on any device; on `meta` it needs no weights and no memory. One that is compiled already is
+            taken as it was before.
         *args, **kwargs: what the model is called with; only shapes, types and devices matter.
-        options: as for `torch.compile(model, backend="jenga", options=...)`.
+        options: as for `torch.compile(model, backend="jenga", options=...)`; a compiled model's own are not known here.
 
     Returns:
         The sites of all graphs that Dynamo makes of the call, in order.
+
+    Raises:
+        UnknownOption, OptionOutOfRange, OptionOfWrongType: the options are not as documented.
+        NothingTraced: Dynamo could make no graph of the call.
     """
-    parsed = dataclasses.replace(parse_options(options), inner="eager")
+    parsed = dataclasses.replace(parse_options(options), inner="eager", mode=None)
     reports: list[Report] = []
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -37,9 +44,28 @@ def explain(model: torch.nn.Module, *args: Any, options: Mapping[str, Any] | Non
         return stand_in
 
     bare = getattr(model, "_orig_mod", model)
-    with torch.no_grad():
+    with torch.no_grad(), _as_written(bare), torch._dynamo.config.patch(_UNLIMITED):
         torch.compile(bare, backend=backend, dynamic=False)(*args, **kwargs)
+    if not reports:
+        raise NothingTraced(model=type(bare).__name__)
     return sum(reports, Report())
+
+
+_UNLIMITED = {"recompile_limit": 2**31 - 1, "accumulated_recompile_limit": 2**31 - 1}
+"""Every explanation compiles anew, beside whatever the model's code was compiled for before."""
+
+
+@contextlib.contextmanager
+def _as_written(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, no module of the model runs what `module.compile()` has put in its place."""
+    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, implementation in compiled.items():
+            module._compiled_call_impl = implementation
 
 
 def _zeros_like_outputs(gm: GraphModule) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from jenga_compile import config, errors, generate, media
+from jenga_compile import config, errors, explain, generate, media
 from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels import checks, knobs
 from jenga_compile.passes.ledger import Ledger
@@ -62,6 +62,16 @@ def extra_missing() -> None:
         generate._pipeline(torch.device("cpu"))
 
 
+class Untraceable(torch.nn.Module):
+    @torch.compiler.disable
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def nothing_traced() -> None:
+    explain(Untraceable(), Q)
+
+
 def select(q: torch.Tensor = Q, k: torch.Tensor = Q, mask: torch.Tensor = EYE, video: int = 300) -> None:
     ops.block_select(q, k, mask, KNOBS, video)
 
@@ -79,6 +89,9 @@ def attend_lists_out_of_range() -> None:
 MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.UnknownOption: (lambda: config.parse_options({"kepe": 1}), "did you mean 'keep'"),
     errors.OptionOutOfRange: (lambda: config.Carving(keep=2.0), "keep=2.0 is outside (0, 1]"),
+    errors.OptionOfWrongType: (lambda: config.Carving(adjacency="no"), "adjacency='no' is of type str"),  # type: ignore[arg-type]
+    errors.OptionsAtOdds: (lambda: config.Options(text="after"), "text='after' does nothing without grid"),
+    errors.NothingTraced: (nothing_traced, "made no graph of the call of Untraceable"),
     errors.ModeAndOptions: (lambda: config.parse_options({"mode": "a"}, "b"), "mode='b' and options['mode']='a'"),
     errors.AttentionNotCarved: (strict, "the first is 'blocks.0': mask"),
     errors.InvalidGrid: (lambda: TokenGrid(0, 4, 4), "(0, 4, 4)"),

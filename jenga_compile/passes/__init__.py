@@ -10,6 +10,7 @@ from typing import Literal
 from torch.fx import GraphModule
 
 from jenga_compile.passes.carve_attention import carve_attention
+from jenga_compile.passes.enter_other_attention import enter_other_attention
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.mark_attention import mark_attention
 
@@ -35,6 +36,7 @@ class Pass:
 
 PIPELINE = (
     Pass(mark_attention, "dynamo", Tier.EXACT),
+    Pass(enter_other_attention, "dynamo", Tier.EXACT),
     Pass(carve_attention, "aten", Tier.LOSSY),
 )
 

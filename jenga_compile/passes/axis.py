@@ -91,7 +91,17 @@ def reshaped(axis: Axis, old: Shape, new: Shape) -> Axis | None:
         if pieces is None:
             return None
         digits += pieces
-    return dataclasses.replace(axis, digits=tuple(digits))
+    return dataclasses.replace(axis, digits=_joined(digits))
+
+
+def _joined(digits: Sequence[Digit]) -> tuple[Digit, ...]:
+    """The same index with as few digits as possible: neighbours that one dimension holds in order are one digit."""
+    joined: list[Digit] = []
+    for digit in digits:
+        if joined and joined[-1].dim == digit.dim and joined[-1].stride == digit.size * digit.stride:
+            digit = Digit(digit.dim, joined.pop().size * digit.size, digit.stride)
+        joined.append(digit)
+    return tuple(joined)
 
 
 def _locate(place: int, size: int, shape: Shape) -> list[Digit] | None:

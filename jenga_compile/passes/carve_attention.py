@@ -12,15 +12,16 @@ Loses      the keys outside the selected blocks (paper, section 3.1). With keep 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from jenga_compile.config import BLOCK
+from jenga_compile.config import BLOCK, Carving
 from jenga_compile.kernels import knobs
 from jenga_compile.models import recipe_for
 from jenga_compile.passes import key_mask
-from jenga_compile.passes.graph import module_classes, shape_of
+from jenga_compile.passes.graph import graphs_of, module_classes, shape_of
 from jenga_compile.passes.infer_layout import Layout, LayoutInference, Unproven
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
@@ -28,47 +29,44 @@ from jenga_compile.passes.site import ATTENTION
 
 def carve_attention(gm: GraphModule, ledger: Ledger) -> None:
     inference = LayoutInference(ledger.options)
-    carving = ledger.options.carving
-    handle = _handle(carving.keep, carving.cutoff)
-    for node in gm.graph.find_nodes(op="call_function", target=ATTENTION):
-        query, key, _, mask, _, number = node.args
-        rejection = _too_short(shape_of(query)[2], "tokens", carving.min_blocks)
-        if rejection is not None:
-            ledger.settle(number, reason=rejection, intended=False)
-            continue
-        try:
-            layout = inference.layout(query, key)
-        except Unproven as unproven:
-            ledger.settle(number, reason=str(unproven))
-            continue
-        ledger.settle(number, grid=layout.grid, video=(layout.start, layout.stop), text=layout.text)
-        rejection = check(layout, mask, carving.min_blocks)
-        if rejection is not None:
-            ledger.settle(number, reason=rejection)
-            continue
-        curve = carving.curve or recipe_for(module_classes(node)).curve
-        _rewrite(gm, node, layout, (curve, carving.adjacency, handle))
-        ledger.settle(number, decision="carved", reason=_recognised(layout), curve=curve)
-    gm.recompile()
+    for graph_module in graphs_of(gm):
+        for node in graph_module.graph.find_nodes(op="call_function", target=ATTENTION):
+            ledger.settle(node.args[5], **_carve(graph_module, node, inference, ledger.options.carving))
+        graph_module.recompile()
+
+
+def _carve(gm: GraphModule, node: Node, inference: LayoutInference, carving: Carving) -> dict[str, Any]:
+    query, key, _, mask, *_ = node.args
+    assert isinstance(query, Node)
+    assert isinstance(key, Node)
+    tokens = shape_of(query)[2]
+    if carving.is_short(tokens):
+        return _short(tokens, "tokens", carving)
+    try:
+        layout = inference.layout(query, key)
+    except Unproven as unproven:
+        return {"reason": str(unproven)}
+    found = {"grid": layout.grid, "video": (layout.start, layout.stop), "text": layout.text}
+    video = layout.stop - layout.start
+    if carving.is_short(video):
+        return found | _short(video, "video tokens", carving)
+    rejection = key_mask.check(mask, layout.tokens) if isinstance(mask, Node) else None
+    if rejection is not None:
+        return found | {"reason": rejection}
+    curve = carving.curve or recipe_for(module_classes(node)).curve
+    _rewrite(gm, node, layout, (curve, carving.adjacency, _handle(carving.keep, carving.cutoff)))
+    return found | {"decision": "carved", "reason": _recognised(layout), "curve": curve}
+
+
+def _short(tokens: int, what: str, carving: Carving) -> dict[str, Any]:
+    reason = f"short: {tokens} {what} are fewer than min_blocks={carving.min_blocks} blocks of {BLOCK}"
+    return {"reason": reason, "intended": False}
 
 
 @functools.cache
 def _handle(keep: float, cutoff: float) -> int:
     """Equal settings share a handle, so that the graph, Inductor's cache key, does not depend on history."""
     return knobs.register(knobs.Knobs(keep=keep, cutoff=cutoff))
-
-
-def check(layout: Layout, mask: Node | None, min_blocks: int) -> str | None:
-    """Why a site with a proven layout stays dense; None if it is carved."""
-    short = _too_short(layout.stop - layout.start, "video tokens", min_blocks)
-    if short is not None or mask is None:
-        return short
-    return key_mask.check(mask, layout.tokens)
-
-
-def _too_short(tokens: int, what: str, min_blocks: int) -> str | None:
-    short = -(-tokens // BLOCK) < min_blocks
-    return f"short: {tokens} {what} are fewer than min_blocks={min_blocks} blocks of {BLOCK}" if short else None
 
 
 def _rewrite(gm: GraphModule, node: Node, layout: Layout, how: tuple[str, bool, int]) -> None:

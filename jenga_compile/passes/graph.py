@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
+
+
+def graphs_of(gm: GraphModule) -> Iterator[GraphModule]:
+    """`gm`, and the bodies of its higher-order operators (checkpoint, cond, invoke_subgraph), each once."""
+    return (module for module in gm.modules() if isinstance(module, GraphModule))
 
 
 def tensor_of(node: Node) -> torch.Tensor:

@@ -1,8 +1,12 @@
 """Which tokens of a site are video, on which grid, and which are condition: read off the graph, never guessed.
 
 Walking back from the queries, every op that joins pieces along the token axis cuts it, and every tensor in which the
-axis spans several dimensions factors it. The widest range that factors into two or three sizes is the video; what is
-left on either side is condition. The keys must tell the same story, or the site is no self-attention.
+axis spans several dimensions factors it. The widest factored range is the video; what is left on either side is
+condition. The keys must tell the same story, or the site is no self-attention.
+
+Which factors are frames, rows and columns? The rows and columns that a convolution slides over are just that, and win
+over any view. Otherwise there must be three factors; two are one frame only where a dimension of size 1 before them
+says so. `[B, frames, tokens a frame]` proves no grid.
 
 Sound because each step of the walk proves that token i stays token i (`rules.py`); incomplete by design.
 """
@@ -12,14 +16,17 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import torch
 from torch.fx import Node
 
 from jenga_compile.config import Options
-from jenga_compile.passes.axis import Axis, Digit, merge_factors
+from jenga_compile.passes.axis import Axis, Digit, Shape, merge_factors
 from jenga_compile.passes.follow import follow
 from jenga_compile.passes.graph import shape_of
 
+aten = torch.ops.aten
 Factors = tuple[int, ...]
+Grid = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +37,18 @@ class Factored:
     stop: int
     factors: Factors
 
+    grid: Grid | None
+    """The same as (t, h, w), where a convolution slides over its rows and columns."""
+
+    one_frame: bool
+    """Whether a dimension of size 1 stands where the frames would."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A site's token axis: video tokens [start, stop) in raster order of a (t, h, w) grid, condition around them."""
 
-    grid: tuple[int, int, int]
+    grid: Grid
     start: int
     tokens: int
 
@@ -63,22 +76,28 @@ class LayoutInference:
         """Layout of the site with queries [B, H, L, D] and keys [B, H, L, D]; `Unproven` says why there is none."""
         tokens = shape_of(query)[2]
         if self._options.grid is not None:
-            return self._given(self._options.grid, query)
+            return self._given(self._options.grid, query, key)
         layouts = [_read(self._walk(node), tokens) for node in (query, key)]
         if layouts[0] != layouts[1]:
             raise Unproven(f"queries on grid {layouts[0].grid}, keys on grid {layouts[1].grid}")
         return layouts[0]
 
-    def _given(self, grid: tuple[int, int, int], query: Node) -> Layout:
+    def _given(self, grid: Grid, query: Node, key: Node) -> Layout:
+        """The given grid, unless the graph proves another one; its place from the options, the graph or the sizes."""
         video, tokens = math.prod(grid), shape_of(query)[2]
         if video > tokens:
             raise Unproven(f"the given grid {grid} has {video} tokens, the site {tokens}")
-        ranges = {(fact.start, fact.stop) for fact in self._walk(query) if fact.stop - fact.start == video}
-        starts = {"before": {tokens - video}, "after": {0}, None: {start for start, _ in ranges} or {0}}
-        start = starts[self._options.text]
-        if len(start) > 1:
-            raise Unproven(f"the given grid {grid} fits at tokens {sorted(start)}; say text='before' or 'after'")
-        return Layout(grid, start.pop(), tokens)
+        shown = self._walk(query) | self._walk(key)
+        proven = _proven(shown, tokens)
+        if proven is not None and proven.tokens - proven.text == video and proven.grid != grid:
+            raise Unproven(f"the given grid {grid} contradicts {proven.grid}, which the graph shows")
+        if self._options.text is not None:
+            start = tokens - video if self._options.text == "before" else 0
+            return Layout(grid, start, tokens)
+        starts = {fact.start for fact in shown if fact.stop - fact.start == video} or {0, tokens - video}
+        if len(starts) > 1:
+            raise Unproven(f"the given grid {grid} fits at tokens {sorted(starts)}: say text='before' or 'after'")
+        return Layout(grid, starts.pop(), tokens)
 
     def _walk(self, node: Node) -> frozenset[Factored]:
         """All that the graph above `node` [B, H, L, D] shows of its token axis."""
@@ -95,7 +114,7 @@ class LayoutInference:
             if unknown:
                 pending += unknown
                 continue
-            self._known[place] = _seen_at(place[1]).union(*(self._known[parent] for parent in above))
+            self._known[place] = _seen_at(*place).union(*(self._known[parent] for parent in above))
             pending.pop()
         return self._known[root]
 
@@ -104,25 +123,62 @@ def _overlaps(axis: Axis, tokens: int) -> bool:
     return axis.start < min(axis.stop, tokens)
 
 
-def _seen_at(axis: Axis) -> frozenset[Factored]:
-    factors = tuple(size for size in axis.factors if size > 1)
-    if not axis.whole or len(factors) == 0:
+def _seen_at(node: Node, axis: Axis) -> frozenset[Factored]:
+    digits = [digit for digit in axis.digits if digit.size > 1]
+    if not axis.whole or not digits:
         return frozenset()
-    return frozenset({Factored(axis.offset, axis.offset + axis.tokens, factors)})
+    shape, first = shape_of(node), digits[0].dim
+    grid = _slid_over(digits, shape) if node.target is aten.convolution.default else None
+    one_frame = len(digits) == 2 and first > 1 and shape[first - 1] == 1
+    factors = tuple(digit.size for digit in digits)
+    return frozenset({Factored(axis.offset, axis.offset + axis.tokens, factors, grid, one_frame)})
+
+
+def _slid_over(digits: list[Digit], shape: Shape) -> Grid | None:
+    """The grid of tokens that are the positions of a convolution's output `shape` in two or three dimensions."""
+    rank = len(shape)
+    places = [dim for dim in (rank - 2, rank - 1) if shape[dim] > 1]
+    within = [digit for digit in digits if digit.dim in places]
+    before = digits[: len(digits) - len(within)]
+    plain = [digit.dim for digit in within] == places and digits[len(before) :] == within
+    whole = all(digit.size == shape[digit.dim] for digit in within)
+    if rank < 4 or not plain or not whole or len(before) > 1:
+        return None
+    return before[0].size if before else 1, shape[-2], shape[-1]
 
 
 def _read(facts: frozenset[Factored], tokens: int) -> Layout:
-    ranges: dict[tuple[int, int], list[Factors]] = {}
+    ranges: dict[tuple[int, int], list[Factored]] = {}
     for fact in facts:
-        ranges.setdefault((fact.start, fact.stop), []).append(fact.factors)
-    factored = {place: found for place, found in ranges.items() if any(len(factors) > 1 for factors in found)}
+        ranges.setdefault((fact.start, fact.stop), []).append(fact)
+    factored = {place: found for place, found in ranges.items() if any(len(fact.factors) > 1 for fact in found)}
     if not factored:
         raise Unproven(f"no grid: nothing in the graph splits these {tokens} tokens into frames, rows and columns")
     start, stop = max(factored, key=lambda place: (place[1] - place[0], -place[0]))
-    factors = _finest(factored[start, stop])
+    return Layout(_grid(factored[start, stop]), start, tokens)
+
+
+def _proven(facts: frozenset[Factored], tokens: int) -> Layout | None:
+    try:
+        return _read(facts, tokens)
+    except Unproven:
+        return None
+
+
+def _grid(found: list[Factored]) -> Grid:
+    """The grid that all views of one range of tokens agree on."""
+    convolved = sorted({fact.grid for fact in found if fact.grid is not None})
+    if convolved:
+        if len(convolved) > 1:
+            raise Unproven(f"ambiguous grid: convolutions slide over {convolved[0]} and over {convolved[1]}")
+        return convolved[0]
+    factors = _finest([fact.factors for fact in found])
     if len(factors) > 3:
-        raise Unproven(f"no grid: {stop - start} tokens split into {len(factors)} sizes {factors}")
-    return Layout(_as_grid(factors), start, tokens)
+        raise Unproven(f"no grid: {math.prod(factors)} tokens split into {len(factors)} sizes {factors}")
+    if len(factors) == 2 and not any(fact.one_frame and fact.factors == factors for fact in found):
+        raise Unproven(f"no grid: {factors[0]} x {factors[1]} tokens, of which nothing says frames, rows or columns")
+    t, h, w = (1,) * (3 - len(factors)) + factors
+    return t, h, w
 
 
 def _finest(found: list[Factors]) -> Factors:
@@ -134,8 +190,3 @@ def _finest(found: list[Factors]) -> Factors:
     if len(finest) > 1:
         raise Unproven(f"ambiguous grid: the graph splits the tokens as {finest[0]} and as {finest[1]}")
     return finest[0]
-
-
-def _as_grid(factors: Factors) -> tuple[int, int, int]:
-    t, h, w = (1,) * (3 - len(factors)) + factors
-    return t, h, w

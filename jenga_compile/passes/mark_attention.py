@@ -3,9 +3,10 @@
 Before   out: [B, H, L, D] = scaled_dot_product_attention(q, k, v, attn_mask=mask)   any call form
 After    out: [B, H, L, D] = jenga::attention(q, k, v, mask, scale, 7)               entered in the ledger as site 7
 
-Legal because the operator is the same function on the same arguments; it only stays visible below AOTAutograd.
+Legal because the operator is the same function on the same arguments; it only stays visible below AOTAutograd. What
+autocast would cast is cast in the graph, and the output keeps the memory format that later views rely on.
 Fires on   self-attention in shape: as many keys as queries, four dimensions.
-Leaves     cross-attention, causal, grouped-query, dropout, gradients; each is entered with its reason.
+Leaves     cross-attention, causal, grouped-query, broadcast, dropout, gradients; each is entered with its reason.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from jenga_compile.config import BLOCK
-from jenga_compile.passes.graph import module_path
+from jenga_compile.passes.graph import graphs_of, module_path
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
 from jenga_compile.report import Site
@@ -33,32 +33,36 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def mark_attention(gm: GraphModule, ledger: Ledger) -> None:
-    for node in gm.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention):
-        call = _arguments(node)
-        rejection = check(call)
-        query, key = (_example(call[name]).shape for name in ("query", "key"))
-        site = Site(
-            path=module_path(node),
-            decision="left",
-            reason=rejection or "the compiler removed the call",
-            batch=int(query[0]) if len(query) == 4 else 1,
-            heads=int(query[-3]) if len(query) >= 3 else 1,
-            queries=int(query[-2]),
-            keys=int(key[-2]),
-            head_dim=int(query[-1]),
-            masked=call["attn_mask"] is not None,
-            intended=query[-2] == key[-2] and query[-2] >= ledger.options.carving.min_blocks * BLOCK,
-        )
-        number = ledger.enter(site)
-        if rejection is None:
-            _rewrite(gm, node, call, number)
-    gm.recompile()
+    for graph_module in graphs_of(gm):
+        for node in graph_module.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention):
+            call = _arguments(node)
+            rejection = check(node, call)
+            number = ledger.enter(_site(node, call, rejection, ledger))
+            if rejection is None:
+                _rewrite(graph_module, node, call, number)
+        graph_module.recompile()
 
 
-def check(call: dict[str, Any]) -> str | None:
+def _site(node: Node, call: dict[str, Any], rejection: str | None, ledger: Ledger) -> Site:
+    query, key = (tuple(map(int, _example(call[name]).shape)) for name in ("query", "key"))
+    return Site(
+        path=module_path(node),
+        decision="left",
+        reason=rejection or "the compiler removed the call",
+        batch=query[0] if len(query) == 4 else 1,
+        heads=query[-3] if len(query) >= 3 else 1,
+        queries=query[-2],
+        keys=key[-2],
+        head_dim=query[-1],
+        masked=call["attn_mask"] is not None,
+        intended=query[-2] == key[-2] and not ledger.options.carving.is_short(query[-2]),
+    )
+
+
+def check(node: Node, call: dict[str, Any]) -> str | None:
     """Why a call cannot be carved, as far as the call itself shows; None if it may be."""
     query, key, value = (_example(call[name]) for name in ("query", "key", "value"))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value)):
+    if _example(node).requires_grad:
         return "gradients required: carving is inference only, run the model under torch.no_grad()"
     if query.dim() != 4:
         return f"{query.dim()} dimensions: expected [batch, heads, tokens, head_dim]"
@@ -70,21 +74,34 @@ def check(call: dict[str, Any]) -> str | None:
         return f"grouped-query attention: {int(query.shape[1])} query heads, {int(key.shape[1])} key heads"
     if query.shape[2] != key.shape[2]:
         return f"cross-attention: {int(query.shape[2])} queries, {int(key.shape[2])} keys"
+    if query.shape[:3] != key.shape[:3] or query.shape[:3] != value.shape[:3]:
+        return f"broadcast: keys {list(key.shape)} and values {list(value.shape)} for queries {list(query.shape)}"
     return None
 
 
 def _rewrite(gm: GraphModule, node: Node, call: dict[str, Any], number: int) -> None:
-    names = ("query", "key", "value", "attn_mask", "scale")
-    arguments = (*(call[name] for name in names), number)
+    out = _example(node)
     with gm.graph.inserting_before(node):
-        marked = gm.graph.call_function(ATTENTION, arguments)
-    marked.meta = dict(node.meta)
-    query, value = _example(call["query"]), _example(call["value"])
-    marked.meta["example_value"] = query.new_empty(
-        query.shape[0], query.shape[2], query.shape[1], value.shape[3]
-    ).transpose(1, 2)
-    node.replace_all_uses_with(marked)
+        tensors = [_cast(gm, call[name], out.dtype) for name in ("query", "key", "value", "attn_mask")]
+        marked = gm.graph.call_function(ATTENTION, (*tensors, call["scale"], number))
+        batch, heads, queries, width = out.shape
+        tokens_major = out.new_empty(batch, queries, heads, width).transpose(1, 2)
+        marked.meta = {**node.meta, "example_value": tokens_major}
+        result = marked
+        if out.is_contiguous() and not tokens_major.is_contiguous():
+            result = gm.graph.call_method("contiguous", (marked,))
+            result.meta = dict(node.meta)
+    node.replace_all_uses_with(result)
     gm.graph.erase_node(node)
+
+
+def _cast(gm: GraphModule, tensor: Node | None, dtype: torch.dtype) -> Node | None:
+    """What autocast does to an argument of the call; boolean masks stay."""
+    if tensor is None or _example(tensor).dtype in (dtype, torch.bool):
+        return tensor
+    cast = gm.graph.call_method("to", (tensor, dtype))
+    cast.meta = {**tensor.meta, "example_value": _example(tensor).to(dtype)}
+    return cast
 
 
 def _arguments(node: Node) -> dict[str, Any]:

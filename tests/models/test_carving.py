@@ -93,3 +93,13 @@ def test_nothing_is_written_onto_the_model(make: Callable[..., Toy]) -> None:
     compiled, _ = compile_toy(toy)
     toy.run(compiled)
     assert {name: set(vars(module)) for name, module in toy.model.named_modules()} == before
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_under_autocast_a_model_runs_as_it_does_eagerly(make: Callable[..., Toy]) -> None:
+    toy = make()
+    compiled, reports = compile_toy(toy, keep=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual, eager = toy.run(compiled), toy.run()
+    assert reports[0].carved == len(toy.carved)
+    assert_rounding(actual, truth=toy.to(torch.float64).run(), baseline=eager, values=eager)

@@ -117,6 +117,33 @@ def test_a_given_grid_fills_in_what_the_graph_hides() -> None:
     assert (site.decision, site.video, site.text) == ("carved", (5, 149), 5)
 
 
+@pytest.mark.parametrize(("text", "video"), [("before", (5, 149)), ("after", (0, 144))])
+def test_the_side_of_the_text_may_be_told(text: str, video: tuple[int, int]) -> None:
+    (site,) = sites(Packed(), prompt(144), prompt(5), grid=(3, 8, 6), text=text).sites
+    assert site.video == video
+
+
+class Hidden(Packed):
+    """Video and text arrive joined: not even the cut between them is in the graph."""
+
+    def forward(self, joint: Tensor) -> Tensor:
+        out: Tensor = self.block(joint)
+        return out
+
+
+def test_a_given_grid_that_fits_twice_asks_for_the_side() -> None:
+    (site,) = sites(Hidden(), prompt(149), grid=(3, 8, 6)).sites
+    assert site.reason == "the given grid (3, 8, 6) fits at tokens [0, 5]: say text='before' or 'after'"
+    (site,) = sites(Hidden(), prompt(144), grid=(3, 8, 6)).sites
+    assert site.decision == "carved"
+
+
+def test_a_given_grid_that_the_graph_contradicts_is_refused() -> None:
+    for site in sites(PlainDiT(), latents(), prompt(), grid=(3, 6, 8)).sites:
+        assert site.reason == "the given grid (3, 6, 8) contradicts (3, 8, 6), which the graph shows"
+    assert sites(PlainDiT(), latents(), prompt(), grid=(3, 8, 6)).carved == 2
+
+
 def test_a_given_grid_larger_than_the_sequence_is_left() -> None:
     (site,) = sites(Packed(), prompt(144), prompt(5), grid=(30, 8, 6)).sites
     assert site.reason == "the given grid (30, 8, 6) has 1440 tokens, the site 149"
@@ -125,13 +152,67 @@ def test_a_given_grid_larger_than_the_sequence_is_left() -> None:
 class PerFrame(nn.Module):
     """Frames folded into the batch: attention within a frame."""
 
+    def __init__(self, embed: nn.Module) -> None:
+        super().__init__()
+        self.embed = embed
+
     def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
         batch, channels, t, h, w = x.shape
         tokens = x.transpose(1, 2).reshape(batch * t, channels, h * w).transpose(1, 2)[:, None]
         return F.scaled_dot_product_attention(tokens, tokens, tokens)
 
 
 def test_attention_within_frames_sees_a_grid_of_one_frame() -> None:
-    (site,) = sites(PerFrame(), torch.randn(2, 4, 3, 8, 6)).sites
+    (site,) = sites(PerFrame(nn.Conv3d(4, 4, 1)), torch.randn(2, 4, 3, 8, 6)).sites
     assert site.grid == (1, 8, 6)
     assert math.prod(site.grid) == site.queries
+
+
+class Shown(nn.Module):
+    """Tokens that one view shows in some shape, and nothing else does."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = (tokens.view(2, *self.shape, 4) * 2).view(2, -1, 4)[:, None]
+        return F.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+@pytest.mark.parametrize("shape", [(3, 48), (16, 9)])
+def test_two_factors_prove_no_grid(shape: tuple[int, ...]) -> None:
+    (site,) = sites(Shown(*shape), torch.randn(2, 144, 4)).sites
+    assert site.decision == "left"
+    assert site.reason.startswith(f"no grid: {shape[0]} x {shape[1]} tokens, of which nothing says")
+
+
+def test_frames_not_shown_by_a_view_within_frames_prove_no_grid() -> None:
+    (site,) = sites(PerFrame(nn.Identity()), torch.randn(2, 4, 3, 8, 6)).sites
+    assert site.reason.startswith("no grid: 8 x 6 tokens")
+
+
+def test_two_factors_behind_a_dimension_of_one_are_one_frame() -> None:
+    (site,) = sites(Shown(1, 12, 12), torch.randn(2, 144, 4)).sites
+    assert site.grid == (1, 12, 12)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 12), (3, 2, 12), (3, 16, 2)])
+def test_a_convolution_shows_sizes_of_one(shape: tuple[int, int, int]) -> None:
+    t, h, w = shape
+    (site,) = sites(PlainDiT("conv3d", layers=1), latents(t, h, w), prompt()).sites
+    assert site.grid == (t, h // 2, w // 2)
+
+
+class Chunked(PlainDiT):
+    """A feed-forward that works on chunks of tokens, which have nothing to do with the grid."""
+
+    def tokens(self, x: Tensor) -> Tensor:
+        tokens = super().tokens(x)
+        return tokens.view(2, 9, 16, -1).tanh().flatten(1, 2)
+
+
+def test_a_convolutions_grid_survives_other_views() -> None:
+    (site,) = sites(Chunked("conv3d", layers=1), latents(), prompt()).sites
+    assert (site.decision, site.grid) == ("carved", (3, 8, 6))

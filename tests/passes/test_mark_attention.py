@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils.checkpoint import checkpoint
 
 from jenga_compile.config import Options
+from jenga_compile.passes.graph import graphs_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.mark_attention import mark_attention
 from jenga_compile.passes.site import ATTENTION
@@ -23,6 +25,8 @@ FIRES: dict[str, Call] = {
     "keywords": lambda q, k, v: sdpa(query=q, key=k, value=v, attn_mask=None, dropout_p=0.0, is_causal=False),
     "mixed": lambda q, k, v: sdpa(q, k, value=v, scale=0.5, enable_gqa=False),
     "mask": lambda q, k, v: sdpa(q, k, v, torch.ones(1, 1, 1, 16, dtype=torch.bool)),
+    "narrow_values_seen_flat": lambda q, k, v: sdpa(q, k, v[..., :5]).view(4, 80),
+    "double_seen_flat": lambda q, k, v: sdpa(q.double(), k.double(), v.double()).view(4, 128),
     "torch_alias": lambda q, k, v: torch._C._nn.scaled_dot_product_attention(q, k, v),
 }
 
@@ -34,6 +38,11 @@ STAYS_AWAY: dict[str, tuple[Call, str]] = {
         lambda q, k, v: sdpa(q, k[:, :1], v[:, :1], enable_gqa=True),
         "grouped-query attention: 2 query heads, 1 key heads",
     ),
+    "broadcast_batch": (
+        lambda q, k, v: sdpa(q, k[:1], v[:1]),
+        "broadcast: keys [1, 2, 16, 8] and values [1, 2, 16, 8]",
+    ),
+    "broadcast_value": (lambda q, k, v: sdpa(q, k, v[:1]), "broadcast: keys [2, 2, 16, 8] and values [1, 2, 16, 8]"),
     "three_dimensions": (lambda q, k, v: sdpa(q[:, 0], k[:, 0], v[:, 0]), "3 dimensions: expected [batch"),
 }
 
@@ -84,6 +93,38 @@ def test_other_attention_is_entered_and_not_touched(name: str) -> None:
     (site,) = ledger.report().sites
     assert site.decision == "left"
     assert site.reason.startswith(reason)
+    assert torch.equal(plain, out)
+
+
+class Biased(nn.Module):
+    """A learned bias is the only thing that needs gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sdpa(x, x, x, attn_mask=self.bias)
+
+
+def test_a_learned_mask_alone_needs_gradients() -> None:
+    ledger, model, x = Ledger(Options()), Biased(), torch.randn(2, 2, 16, 8)
+
+    def backend(gm: GraphModule, example_inputs: list[Tensor]) -> Callable[..., Tensor]:
+        mark_attention(gm, ledger)
+        return gm.forward
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend)(x).sum().backward()
+    assert ledger[0].reason.startswith("gradients required")
+    assert model.bias.grad is not None
+
+
+def test_attention_inside_a_checkpoint_is_marked() -> None:
+    gm, ledger, plain, out = marked(lambda q, k, v: checkpoint(sdpa, q, k, v, use_reentrant=False))
+    bodies = [module for module in graphs_of(gm) if module is not gm]
+    assert [len(body.graph.find_nodes(op="call_function", target=ATTENTION)) for body in bodies] == [1]
+    assert ledger.report().seen == 1
     assert torch.equal(plain, out)
 
 
