@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`, by default the process's own; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        return int(parsed.run(parsed))
-    except JengaError as error:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = int(parsed.run(parsed))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read the report has left; the work is done. Python must not fail once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (JengaError, OSError) as error:
         print(f"jenga: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
@@ -37,8 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
+    """A warning for the user is one line; where in the code it was raised does not help them."""
+    print(f"jenga: warning: {message}", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="jenga", description="Video diffusion transformers, several times faster without training.")
+    parser = _Parser(prog="jenga", description="Faster video diffusion transformers, without training.")
     parser.add_argument("--version", action="version", version=f"jenga-compile {version('jenga-compile')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
     _add_generate(verbs.add_parser("generate", help="make a video from a prompt with the packaged model"))
@@ -55,7 +70,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, default=3.0, help="strength of the prompt; 1 switches guidance off (default: 3)")
     add("--keep", type=float, default=0.3, help="fraction of video blocks every block attends to (default: 0.3)")
     add("--dense", action="store_true", help="do not carve: plain attention over everything")
-    add("--compare", action="store_true", help="also make the dense video at the same seed, and compare")
+    add("--compare", action="store_true", help="also write NAME.dense.* at the same seed, and NAME.compare.png")
     add("--scale", type=int, default=4, help="enlarge every pixel this many times in the file (default: 4)")
     add("--fps", type=int, default=12, help="frames a second in the file (default: 12)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, cuda where there is one)")

@@ -128,6 +128,14 @@ class OutputFolderMissing(JengaError, OSError):
     template = "cannot write {path!r}: {folder!r} is no folder that can be written to. Create it, or choose another."
 
 
+class OutputIsFolder(JengaError, OSError):
+    template = "cannot write {path!r}: it is a folder. Choose another name, or remove it."
+
+
+class VideoNotWritten(JengaError, OSError):
+    template = "{path!r} was not written whole: {found} of {expected} frames. Check the free space of its disk."
+
+
 class PromptEmpty(JengaError, ValueError):
     template = "empty prompt among {prompts}. Say what to show, e.g. 'a fox moving left on a red background'."
 
@@ -145,7 +153,7 @@ class OutOfRange(JengaError, ValueError):
 
 
 class DeviceUnavailable(JengaError, ValueError):
-    template = "device {device!r} is not available: {why}. Use --device cpu, or one of: {available}."
+    template = "device {device!r} is not available: {why}. Use one of: {available}."
 
 
 class ExtraMissing(JengaError, ImportError):

@@ -12,8 +12,15 @@ import torch
 
 from jenga_compile.backend import jenga
 from jenga_compile.config import Carving
-from jenga_compile.errors import DeviceUnavailable, ExtraMissing, OutOfRange, PromptEmpty
-from jenga_compile.media import Frames, check_output, contact_sheet, psnr, write_image, write_video
+from jenga_compile.errors import (
+    DeviceUnavailable,
+    ExtraMissing,
+    OptionsAtOdds,
+    OutOfRange,
+    PromptEmpty,
+    SizeNotDivisible,
+)
+from jenga_compile.media import Frames, all_or_none, check_output, contact_sheet, encode, psnr, write_image
 from jenga_compile.report import Report
 
 if TYPE_CHECKING:
@@ -41,7 +48,8 @@ class Request:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_output(self.output)
+        for path in self.files:
+            check_output(path)
         Carving(keep=self.keep)
         for name, low, high in (("steps", 1, 1000), ("size", 32, 256), ("scale", 1, 32), ("fps", 1, 120)):
             value = getattr(self, name)
@@ -49,16 +57,24 @@ class Request:
                 raise OutOfRange(name=name, value=value, expected=f"[{low}, {high}]", way_out="Choose one in it.")
         if not math.isfinite(self.guidance):
             raise OutOfRange(
-                name="guidance", value=self.guidance, expected="the finite numbers", way_out="Try 4; 1 switches it off."
+                name="guidance", value=self.guidance, expected="the finite numbers", way_out="Try 3; 1 switches it off."
             )
         if not self.prompt.strip():
             raise PromptEmpty(prompts=[self.prompt])
         if not 0 <= self.seed < 2**63:
             raise OutOfRange(name="seed", value=self.seed, expected="[0, 2**63)", way_out="Seeds are not negative.")
         if self.dense and self.compare:
-            raise OutOfRange(
-                name="compare", value=True, expected="a carved run", way_out="Drop --dense: --compare makes both."
+            raise OptionsAtOdds(
+                name="--compare", value=True, beside="beside --dense", way_out="Drop --dense: --compare makes both."
             )
+
+    @property
+    def files(self) -> list[Path]:
+        """What will be written: the video, and with `compare` also the dense one and the two side by side."""
+        if not self.compare:
+            return [self.output]
+        dense = self.output.with_name(f"{self.output.stem}.dense{self.output.suffix}")
+        return [self.output, dense, self.output.with_name(f"{self.output.stem}.compare.png")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,42 +82,51 @@ class Run:
     """One video and what it took."""
 
     frames: Frames
-    seconds: float
-    """Wall time of the denoising loop, compilation not included."""
+    seconds: float | None
+    """Wall time of the denoising loop, compilation not included; None for one step, which is mostly that."""
     report: Report
 
 
 def generate(request: Request) -> str:
     """Make the video, write its files, and return the report as text."""
     pipe = _pipeline(_device(request.device))
+    patch = pipe.transformer.config.patch_size
+    if request.size % patch:
+        near = round(request.size / patch) * patch
+        raise SizeNotDivisible(name="size", size=request.size, patch=patch, near=near)
     runs = {"dense": _sample(pipe, request, carved=False)} if request.dense or request.compare else {}
     if not request.dense:
         runs["carved"] = _sample(pipe, request, carved=True)
     *_, (_, main) = runs.items()
-    write_video(request.output, main.frames, fps=request.fps, scale=request.scale)
+    _write(request, main, runs.get("dense"))
     lines = [f"wrote {request.output}: {_describe(main.frames, request)}"]
     if request.compare:
-        lines += _compare(request, runs["carved"], runs["dense"])
-    else:
+        lines += _compare(request, main, runs["dense"])
+    elif main.seconds is not None:
         lines.append(f"denoised in {main.seconds:.1f} s")
     if not request.dense:
         lines += ["", str(main.report)]
+    if not request.dense and main.report.carved == 0:
+        lines.append(f"nothing was carved: {request.size} pixels are too few, so this is the dense video")
     return "\n".join(lines)
 
 
+def _write(request: Request, main: Run, dense: Run | None) -> None:
+    with all_or_none(request.files) as (output, *beside):
+        encode(output, main.frames, fps=request.fps, scale=request.scale)
+        if request.compare and dense is not None:
+            encode(beside[0], dense.frames, fps=request.fps, scale=request.scale)
+            rows = [frames.repeat(2, axis=1).repeat(2, axis=2) for frames in (dense.frames, main.frames)]
+            write_image(beside[1], contact_sheet(rows))
+
+
 def _compare(request: Request, carved: Run, dense: Run) -> list[str]:
-    beside = request.output.with_name(f"{request.output.stem}.dense{request.output.suffix}")
-    sheet = request.output.with_name(f"{request.output.stem}.compare.png")
-    write_video(beside, dense.frames, fps=request.fps, scale=request.scale)
-    rows = [frames.repeat(2, axis=1).repeat(2, axis=2) for frames in (dense.frames, carved.frames)]
-    write_image(sheet, contact_sheet(rows))
-    return [
-        f"wrote {beside}: the same seed, dense attention",
-        f"wrote {sheet}: dense above, carved below",
-        f"denoised in {carved.seconds:.1f} s carved, {dense.seconds:.1f} s dense "
-        f"({dense.seconds / carved.seconds:.2f}x)",
-        f"PSNR of carved against dense: {psnr(carved.frames, dense.frames):.1f} dB",
-    ]
+    _, beside, sheet = request.files
+    lines = [f"wrote {beside}: the same seed, dense attention", f"wrote {sheet}: dense above, carved below"]
+    if carved.seconds and dense.seconds:
+        ratio = dense.seconds / carved.seconds
+        lines.append(f"denoised in {carved.seconds:.1f} s carved, {dense.seconds:.1f} s dense ({ratio:.2f}x)")
+    return [*lines, f"PSNR of carved against dense: {psnr(carved.frames, dense.frames):.1f} dB"]
 
 
 def _sample(pipe: ToyVideoPipeline, request: Request, *, carved: bool) -> Run:
@@ -139,10 +164,10 @@ class _Clock:
         self._marks.append(time.perf_counter())
         return {}
 
-    def seconds(self, steps: int) -> float:
-        """All steps at the mean pace of those after the first; 0.0 for a single step, which has no pace."""
+    def seconds(self, steps: int) -> float | None:
+        """All steps at the mean pace of those after the first; None if there are none."""
         laps = len(self._marks) - 1
-        return (self._marks[-1] - self._marks[0]) / laps * steps if laps else 0.0
+        return (self._marks[-1] - self._marks[0]) / laps * steps if laps else None
 
 
 def _pipeline(device: torch.device) -> ToyVideoPipeline:

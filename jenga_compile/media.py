@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jenga_compile.errors import OutputFolderMissing, UnknownVideoFormat
+from jenga_compile.errors import OutputFolderMissing, OutputIsFolder, UnknownVideoFormat, VideoNotWritten
 
 Frames = npt.NDArray[np.uint8]
 
@@ -24,32 +24,45 @@ FORMATS = (".mp4", ".gif", ".png")
 """What `write_video` can write: H.264, an animation, a contact sheet."""
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, formats: Sequence[str] = FORMATS) -> None:
     """Raise before any work starts if `path` cannot be written as a video.
 
     Raises:
-        UnknownVideoFormat: the suffix is none of `FORMATS`.
+        UnknownVideoFormat: the suffix is none of `formats`.
         OutputFolderMissing: the folder does not exist, or cannot be written to.
+        OutputIsFolder: there is a folder of this name.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UnknownVideoFormat(path=str(path), found=path.suffix or "no suffix", formats=", ".join(FORMATS))
-    folder = path.parent.resolve()
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or path.is_dir():
+    if path.suffix.lower() not in formats:
+        raise UnknownVideoFormat(path=str(path), found=path.suffix or "no suffix", formats=", ".join(formats))
+    folder = path.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise OutputFolderMissing(path=str(path), folder=str(path.parent))
+    if path.is_dir():
+        raise OutputIsFolder(path=str(path))
 
 
 def write_video(path: Path, frames: Frames, *, fps: int = 12, scale: int = 1) -> None:
-    """Write frames as the format that the suffix of `path` names, each pixel enlarged to `scale` x `scale`."""
+    """Write frames as the format that the suffix of `path` names, each pixel enlarged to `scale` x `scale`.
+
+    Raises:
+        UnknownVideoFormat, OutputFolderMissing, OutputIsFolder: as `check_output`.
+        OSError: the disk took less than all of it; `path` is then as it was.
+    """
     check_output(path)
+    with all_or_none([path]) as (partial,):
+        encode(partial, frames, fps=fps, scale=scale)
+
+
+def encode(path: Path, frames: Frames, *, fps: int, scale: int) -> None:
+    """`write_video` without its promise that `path` appears whole: for a file that `all_or_none` gave."""
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
-    with _replacing(path) as partial:
-        match path.suffix.lower():
-            case ".mp4":
-                _write_mp4(partial, large, fps)
-            case ".gif":
-                _write_gif(partial, large, fps)
-            case ".png":
-                write_image(partial, contact_sheet([large]))
+    match path.suffix.lower():
+        case ".mp4":
+            _write_mp4(path, large, fps)
+        case ".gif":
+            _write_gif(path, large, fps)
+        case ".png":
+            write_image(path, contact_sheet([large]))
 
 
 def contact_sheet(
@@ -94,6 +107,7 @@ def _join(images: Sequence[npt.NDArray[np.uint8]], gap: int, axis: int) -> npt.N
 
 def _write_mp4(path: Path, frames: Frames, fps: int) -> None:
     import imageio.v2 as imageio
+    import imageio_ffmpeg
 
     # yuv420p plays everywhere; it needs even sizes, which macro_block_size=2 ensures.
     imageio.mimwrite(
@@ -106,6 +120,13 @@ def _write_mp4(path: Path, frames: Frames, fps: int) -> None:
         macro_block_size=2,
         pixelformat="yuv420p",
     )
+    # ffmpeg's failures do not reach its caller.
+    try:
+        found = imageio_ffmpeg.count_frames_and_secs(str(path))[0]
+    except RuntimeError:
+        found = 0
+    if found != len(frames):
+        raise VideoNotWritten(path=path.name, found=found, expected=len(frames))
 
 
 def _write_gif(path: Path, frames: Frames, fps: int) -> None:
@@ -117,14 +138,29 @@ def _write_gif(path: Path, frames: Frames, fps: int) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the name `path` on success and is removed on failure."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    partial = Path(name)
+def all_or_none(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Temporary siblings that take the names `paths` together on success, and are removed on failure.
+
+    A link is followed; a file that is replaced hands on its permissions.
+    """
+    targets = [path.resolve() for path in paths]
+    partials: list[Path] = []
     try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(path)
+        for target in targets:
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+            os.close(handle)
+            partials.append(Path(name))
+        yield partials
+        for partial, target in zip(partials, targets, strict=True):
+            partial.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())
+        for partial, target in zip(partials, targets, strict=True):
+            partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

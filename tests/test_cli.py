@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "keep text": ([PROMPT, "--keep", "half"], "argument --keep: invalid float value: 'half'"),
     "steps": ([PROMPT, "--steps", "0"], "steps 0 is outside [1, 1000]"),
     "size small": ([PROMPT, "--size", "8"], "size 8 is outside [32, 256]"),
-    "size odd": ([PROMPT, "--size", "65"], "height=65 is not a positive multiple of the model's patch"),
+    "output empty": ([PROMPT, "-o", ""], "no suffix is no video format"),
+    "size odd": ([PROMPT, "--size", "65"], "size=65 is not a positive multiple of the model's patch"),
     "seed": ([PROMPT, "--seed", "-1"], "seed -1 is outside"),
     "guidance": ([PROMPT, "--guidance", "nan"], "guidance nan is outside"),
     "both": ([PROMPT, "--dense", "--compare"], "Drop --dense: --compare makes both"),
@@ -72,6 +76,57 @@ def test_generate_compares_carved_and_dense(tmp_path: Path, capsys: pytest.Captu
     assert "PSNR of carved against dense" in printed
     assert "6 carved" in printed
     assert "joint attention, text after" in printed
+
+
+def test_one_step_has_no_pace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", PROMPT, "-o", str(tmp_path / "clip.gif"), "--steps", "1", "--size", "32", "--compare"]
+    assert exit_code(command) == 0
+    printed = capsys.readouterr().out
+    assert "denoised in" not in printed
+    assert "nothing was carved: 32 pixels are too few" in printed
+    assert "PSNR of carved against dense: inf dB" in printed
+
+
+def test_every_file_of_a_run_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "clip.dense.gif").mkdir()
+    assert exit_code(["generate", PROMPT, "-o", str(tmp_path / "clip.gif"), "--compare"]) == BAD_INPUT
+    assert "clip.dense.gif': it is a folder" in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_too_long_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = PROMPT + " and then a very long story about it" * 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert exit_code(["generate", long, "-o", str(tmp_path / "a.png"), "--steps", "1", "--size", "32"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith("jenga: warning: the prompt is too long for the model: 'story about it and")
+
+
+def test_a_failing_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import jenga_compile.generate
+
+    def full(request: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jenga_compile.generate, "generate", full)
+    assert exit_code(["generate", PROMPT, "-o", str(tmp_path / "clip.mp4")]) == BAD_INPUT
+    assert capsys.readouterr().err == "jenga: error: [Errno 28] No space left on device\n"
+
+
+def test_a_reader_that_leaves_early_is_no_failure() -> None:
+    program = (
+        "import sys, jenga_compile.generate as g; g.generate = lambda request: 'x' * 10**6\n"
+        "from jenga_compile.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "generate", PROMPT, "-o", "clip.gif"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(120) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
 
 
 def test_a_seed_reproduces_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,12 @@ def nothing_traced() -> None:
     explain(Untraceable(), Q)
 
 
+def a_folder() -> Path:
+    folder = Path(tempfile.mkdtemp()) / "clip.gif"
+    folder.mkdir()
+    return folder
+
+
 def select(q: torch.Tensor = Q, k: torch.Tensor = Q, mask: torch.Tensor = EYE, video: int = 300) -> None:
     ops.block_select(q, k, mask, KNOBS, video)
 
@@ -106,6 +113,11 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.NotDifferentiable: (backward, "jenga::carved_attention has no backward"),
     errors.UnknownVideoFormat: (lambda: request(output=Path("fox.avi")), ".avi is no video format"),
     errors.OutputFolderMissing: (lambda: media.write_video(Path("nowhere/a.gif"), FRAMES), "'nowhere' is no folder"),
+    errors.OutputIsFolder: (lambda: request(output=a_folder()), "it is a folder"),
+    errors.VideoNotWritten: (
+        lambda: media.write_video(Path(tempfile.mkdtemp()) / "a.mp4", FRAMES[:, :0]),
+        "0 of 2 frames",
+    ),
     errors.PromptEmpty: (lambda: request(prompt=" "), "empty prompt among [' ']"),
     errors.SizeNotDivisible: (size_not_divisible, "height=66"),
     errors.ModelWeightsMissing: (weights_missing, "no model in 'nowhere'"),

@@ -27,11 +27,11 @@ MAY_IMPORT = {
     "kernels": GEOMETRY,
     "passes": COMPILER,
     "backend": COMPILER,
-    "explain": COMPILER | {"backend"},
+    "explanation": COMPILER | {"backend"},
     "zoo": {"errors", "media"},
     "generate": COMPILER | {"backend", "media", "zoo"},
     "cli": {"errors", "generate"},
-    "__init__": {"config", "explain", "report"},
+    "__init__": {"config", "explanation", "report"},
 }
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,52 @@ def test_an_mp4_reads_back_close_to_what_was_written(tmp_path: Path) -> None:
     back = imageio.imread(tmp_path / "clip.mp4", plugin="FFMPEG")
     assert back.shape == smooth.shape
     assert media.psnr(back, smooth) > 35
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys, numpy as np; from pathlib import Path\n"
+        "from jenga_compile import errors, media\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "frames = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)\n"
+        "try:\n    media.write_video(Path(sys.argv[1]), frames)\n"
+        "except OSError as error:\n    print(type(error).__name__)\n"
+    )
+    for name in ("clip.mp4", "clip.gif", "clip.png"):
+        command = [sys.executable, "-c", script, str(tmp_path / name)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        assert done.stdout.strip() == ("VideoNotWritten" if name == "clip.mp4" else "OSError"), name
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(RuntimeError, match="half way"), media.all_or_none(paths) as partials:
+        partials[0].write_text("a")
+        raise RuntimeError("half way")
+    assert list(tmp_path.iterdir()) == []
+    with media.all_or_none(paths) as partials:
+        for partial in partials:
+            partial.write_text("whole")
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+def test_a_link_is_followed_and_permissions_are_the_users(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "clip.gif", tmp_path / "clip.gif"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    media.write_video(link, FRAMES)
+    assert link.is_symlink()
+    assert target.read_bytes() != b"old"
+    assert target.stat().st_mode & 0o777 == 0o640
+    before = os.umask(0o027)
+    try:
+        media.write_video(tmp_path / "new.gif", FRAMES)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new.gif").stat().st_mode & 0o777 == 0o640
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

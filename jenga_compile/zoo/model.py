@@ -121,6 +121,11 @@ class TextEncoder:
         model = AutoModel.from_pretrained(path, local_files_only=True, dtype=dtype)
         return cls(tokenizer, model.to(device).eval().requires_grad_(False))
 
+    def ignored(self, prompt: str) -> str:
+        """The end of a prompt that is over `TEXT_TOKENS` long, in the tokenizer's spelling; "" if all of it fits."""
+        ids = self.tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+        return str(self.tokenizer.decode(ids[TEXT_TOKENS - 1 :], skip_special_tokens=True))
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Prompts -> hidden [B, L, C], zero at the padding; mask [B, L], all ones; pooled [B, C], the tokens' mean.

@@ -5,6 +5,7 @@ v = v("") + guidance (v(prompt) - v(""));   x <- x + (s_next - s) v,   s from 1 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -129,6 +130,10 @@ class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _encode(self, prompts: Sequence[str], guided: bool) -> dict[str, Tensor]:
         texts = [*prompts, *[""] * len(prompts)] if guided else list(prompts)
         encoder = TextEncoder(self.tokenizer, self.text_encoder)
+        for prompt in prompts:
+            ignored = encoder.ignored(prompt)
+            if ignored:
+                warnings.warn(f"the prompt is too long for the model: {ignored!r} is ignored", stacklevel=3)
         parameter = next(self.transformer.parameters())
         hidden, mask, pooled = (part.to(parameter.device, parameter.dtype) for part in encoder.encode(texts))
         return {"encoder_hidden_states": hidden, "encoder_attention_mask": mask, "pooled_projections": pooled}
