@@ -79,6 +79,10 @@ def a_folder() -> Path:
     return folder
 
 
+def write_nothing() -> None:
+    media.write_video(Path(tempfile.mkdtemp()) / "a.mp4", FRAMES[:, :0])
+
+
 def select(q: torch.Tensor = Q, k: torch.Tensor = Q, mask: torch.Tensor = EYE, video: int = 300) -> None:
     ops.block_select(q, k, mask, KNOBS, video)
 
@@ -114,10 +118,7 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.UnknownVideoFormat: (lambda: request(output=Path("fox.avi")), ".avi is no video format"),
     errors.OutputFolderMissing: (lambda: media.write_video(Path("nowhere/a.gif"), FRAMES), "'nowhere' is no folder"),
     errors.OutputIsFolder: (lambda: request(output=a_folder()), "it is a folder"),
-    errors.VideoNotWritten: (
-        lambda: media.write_video(Path(tempfile.mkdtemp()) / "a.mp4", FRAMES[:, :0]),
-        "0 of 2 frames",
-    ),
+    errors.VideoNotWritten: (write_nothing, "0 of 2 frames"),
     errors.PromptEmpty: (lambda: request(prompt=" "), "empty prompt among [' ']"),
     errors.SizeNotDivisible: (size_not_divisible, "height=66"),
     errors.ModelWeightsMissing: (weights_missing, "no model in 'nowhere'"),

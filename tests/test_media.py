@@ -60,9 +60,14 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_several_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
-    with pytest.raises(RuntimeError, match="half way"), media.all_or_none(paths) as partials:
-        partials[0].write_text("a")
-        raise RuntimeError("half way")
+
+    def fail() -> None:
+        with media.all_or_none(paths) as partials:
+            partials[0].write_text("a")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
     assert list(tmp_path.iterdir()) == []
     with media.all_or_none(paths) as partials:
         for partial in partials:
