@@ -11,7 +11,7 @@ import torch
 
 
 def environment() -> dict[str, object]:
-    """Machine, versions, commit, and how busy the machine was."""
+    """Machine, versions, commit (the variable COMMIT where there is no repository), and how busy the machine was."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
     here = Path(__file__).parent
@@ -23,6 +23,6 @@ def environment() -> dict[str, object]:
         "load_1min": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit.stdout.strip() or os.environ.get("COMMIT"),
     }
     return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
