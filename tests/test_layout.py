@@ -48,7 +48,8 @@ def test_the_wheel_has_one_top_level_name_and_carries_its_data(tmp_path: Path) -
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"jenga_compile"}
-    for needed in ("py.typed", "zoo/weights/transformer/config.json", "zoo/data/LICENSE.sprites.txt"):
+    weights = ("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors", "README.md")
+    for needed in ("py.typed", "zoo/data/LICENSE.sprites.txt", *(f"zoo/weights/{name}" for name in weights)):
         assert f"jenga_compile/{needed}" in names
 
 

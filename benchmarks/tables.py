@@ -1,0 +1,82 @@
+"""The figures in the README, made from `results/`, so that the two cannot differ.
+
+python -m benchmarks.tables      rewrites the README's table
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- numbers: python -m benchmarks.tables -->\n", "<!-- end of numbers -->\n"
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    readme.write_text(before + BEGIN + numbers() + END + after)
+
+
+def numbers() -> str:
+    """The table of measured figures, in Markdown."""
+    rows = [
+        *_cpu_attention(_result("cpu_attention")),
+        *_closeness(_result("zoo_carving")),
+        *_judge(_result("zoo_judge")),
+    ]
+    return "\n".join(["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]) + "\n"
+
+
+def _result(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def _cpu_attention(result: Any) -> list[tuple[str, str]]:
+    shape, rows, machine = result["shape"], result["rows"], result["environment"]
+    where = f"{machine['threads']} threads of an {machine['cpu']}"
+    sizes = f"{shape['grid']} video tokens + {shape['text']} text, {shape['heads']} heads x {shape['head_dim']}"
+    whole = rows["carved_attention"]
+    return [
+        (
+            f"selection and attention at density {rows['carved']['density']:.2f} against dense SDPA, {sizes}, "
+            f"{shape['dtype']}, {where}",
+            f"{rows['carved']['times_faster']:.2f}x faster",
+        ),
+        (
+            f"the whole carved site there: reorder, selection, `keep` 0.2 with adjacency (density "
+            f"{whole['density']:.2f}), order undone",
+            f"{whole['times_faster']:.2f}x faster",
+        ),
+    ]
+
+
+def _closeness(result: Any) -> list[tuple[str, str]]:
+    values = {name: f"{found['median']:.1f} dB" for name, found in result["psnr_db"].items()}
+    another = values.pop("dense, another seed")
+    return [
+        (
+            "packaged model, carved against dense at the same seed, PSNR, median of eight prompts",
+            ", ".join(f"{value} at {name.replace('keep', '`keep`')}" for name, value in values.items()),
+        ),
+        ("two dense clips of one prompt at different seeds, to compare", another),
+    ]
+
+
+def _judge(result: Any) -> list[tuple[str, str]]:
+    """Both halves of the prompts, seen and unseen in training, together."""
+    halves = result["model"]["guidance 3"].values()
+    found = {}
+    for what in ("object", "colour", "motion", "texture"):
+        hits, clips = (sum(half[what][count] for half in halves) for count in ("hits", "clips"))
+        chance = next(iter(halves))[what]["chance"] * clips
+        found[what] = f"{what} {hits} of {clips} (chance {chance:.0f})"
+    return [
+        ("packaged model's clips that a separately trained judge reads as the prompt said", ", ".join(found.values()))
+    ]
+
+
+if __name__ == "__main__":
+    main()
