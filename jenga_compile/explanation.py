@@ -26,6 +26,8 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
         *args, **kwargs: what the model is called with; only shapes, types and devices matter.
         options: as for `torch.compile(model, backend="jenga", options=...)`; a compiled model's own are not known here.
 
+    Only shapes are computed: a model whose Python reads values (`.item()`) reads zeros.
+
     Returns:
         The sites of all graphs that Dynamo makes of the call, in order.
 
@@ -33,7 +35,7 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
         UnknownOption, OptionOutOfRange, OptionOfWrongType: the options are not as documented.
         NothingTraced: Dynamo could make no graph of the call.
     """
-    parsed = dataclasses.replace(parse_options(options), inner="eager", mode=None)
+    parsed = dataclasses.replace(parse_options(options), inner="aot_eager", mode=None)
     reports: list[Report] = []
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

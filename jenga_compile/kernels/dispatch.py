@@ -6,6 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
+
+def without_autocast(tensor: torch.Tensor) -> torch.autocast:
+    """Inside, operators compute in the types they are given and say they return, whatever the caller's mode is."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 _reference: ContextVar[bool] = ContextVar("jenga_reference", default=False)
 
 

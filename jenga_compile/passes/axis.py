@@ -51,6 +51,12 @@ class Axis:
         return tuple(digit.size for digit in self.digits)
 
     @property
+    def in_order(self) -> bool:
+        """Whether the tensor holds the tokens in their own order: later digits in later places."""
+        places = [(digit.dim, -digit.stride) for digit in self.digits if digit.size > 1]
+        return places == sorted(places)
+
+    @property
     def whole(self) -> bool:
         """Whether every token of the tensor is a token of the site."""
         return self.start <= self.offset and self.offset + self.tokens <= self.stop
@@ -64,6 +70,13 @@ class Axis:
         lead = self.digits[0]
         alone = sum(digit.dim == dim for digit in self.digits) == 1
         return lead if alone and lead.dim == dim and lead.stride == 1 and lead.size == shape[dim] else None
+
+    def without(self, first: int, last: int) -> list[Axis]:
+        """The axis on either side of the values [first, last) of its leading digit, as far as the site reaches."""
+        minor = math.prod(digit.size for digit in self.digits[1:])
+        before = dataclasses.replace(self, stop=min(self.stop, self.offset + first * minor))
+        after = dataclasses.replace(self, start=max(self.start, self.offset + last * minor))
+        return [part for part in (before, after) if part.start < part.stop]
 
     def resized(self, size: int, first: int) -> Axis | None:
         """The same axis in a tensor whose leading digit has `size` values, `first` of them before this one's zero.

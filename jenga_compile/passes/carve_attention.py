@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
 from jenga_compile.config import BLOCK, Carving
@@ -24,7 +23,7 @@ from jenga_compile.passes import key_mask
 from jenga_compile.passes.graph import graphs_of, module_classes, shape_of
 from jenga_compile.passes.infer_layout import Layout, LayoutInference, Unproven
 from jenga_compile.passes.ledger import Ledger
-from jenga_compile.passes.site import ATTENTION
+from jenga_compile.passes.site import ATTENTION, CARVED
 
 
 def carve_attention(gm: GraphModule, ledger: Ledger) -> None:
@@ -75,7 +74,7 @@ def _rewrite(gm: GraphModule, node: Node, layout: Layout, how: tuple[str, bool, 
     with gm.graph.inserting_before(node):
         keys = key_mask.build(gm.graph, mask, shape_of(query)[0], layout.tokens) if isinstance(mask, Node) else None
         carved = gm.graph.call_function(
-            torch.ops.jenga.carved_attention.default,
+            CARVED,
             (query, key, value, keys, *layout.grid, layout.start, *how, scale),
         )
     # `eager_input_vals` describes the arguments of the operator that was replaced; Inductor matches it to ours.

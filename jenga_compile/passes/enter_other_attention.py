@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from jenga_compile.passes.graph import argument, graphs_of, module_path
+from jenga_compile.passes.graph import argument, graphs_of, integer, is_tensor, module_path, sizes_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
 from jenga_compile.report import Site
@@ -21,6 +21,7 @@ from jenga_compile.report import Site
 _ENCODER_LAYER = torch._transformer_encoder_layer_fwd
 _MULTI_HEAD = (F.multi_head_attention_forward, torch._native_multi_head_attention, _ENCODER_LAYER)
 _PRODUCTS = ("matmul", "bmm", "einsum")
+_VIEWS = ("transpose", "permute", "t", "reshape", "view", "expand", "to", "contiguous", "getitem")
 
 Facts = dict[str, Any]
 """Fields of a `Site`."""
@@ -40,11 +41,14 @@ def _multi_head(node: Node) -> Facts | None:
     """PyTorch's attention layers, which take tokens and project them themselves."""
     if node.op != "call_function" or node.target not in _MULTI_HEAD:
         return None
-    query, key = _shape(node.args[0]), _shape(node.args[0 if node.target is _ENCODER_LAYER else 1])
-    heads = int(node.args[2 if node.target is _ENCODER_LAYER else 4])  # type: ignore[arg-type]
+    layer = node.target is _ENCODER_LAYER
+    first = argument(node, 0, "src" if layer else "query")
+    query, key = _shape(first), _shape(first if layer else argument(node, 1, "key"))
+    count = argument(node, 2, "num_heads") if layer else argument(node, 4, "num_heads", node.kwargs.get("num_head"))
+    heads = integer(count)
     tokens = 0 if node.target is F.multi_head_attention_forward or len(query) == 2 else 1
     return dict(
-        reason=f"{_name(node)}: only scaled_dot_product_attention is carved",
+        reason=f"{_name(node)}: only torch's scaled_dot_product_attention is carved",
         batch=query[1 - tokens] if len(query) == 3 else 1,
         heads=heads,
         queries=query[tokens],
@@ -54,18 +58,23 @@ def _multi_head(node: Node) -> Facts | None:
 
 
 def _other_kernel(node: Node) -> Facts | None:
-    """Any other function with attention in its name on q, k and v."""
+    """Any other function with attention in its name, on q, k and v or the three packed."""
     name = _name(node)
     known = node.op != "call_function" or node.target in (F.scaled_dot_product_attention, ATTENTION)
     if known or not ("attention" in name or "attn" in name):
         return None
-    shapes = [_shape(tensor) for tensor in node.args[:3] if _is_tensor(tensor)]
-    if len(shapes) < 3 or any(len(shape) != 4 for shape in shapes):
+    shapes = [_shape(tensor) for tensor in (*node.args, *node.kwargs.values()) if is_tensor(tensor)]
+    query, key = (shapes[0], shapes[1 if len(shapes) > 1 else 0]) if shapes else ((), ())
+    if len(query) == 5:  # [B, L, 3, H, D]
+        query = key = (*query[:2], *query[3:])
+    if len(query) == 3:  # [L, H, D], samples one after the other
+        query, key = (1, *query), (1, *key)
+    if len(query) != 4 or len(key) != 4:
         return None
-    heads, tokens = (2, 1) if "flash_attn" in name else (1, 2)
-    query, key, _ = shapes
+    tokens_first = "flash_attn" in name or len(shapes[0]) != 4
+    heads, tokens = (2, 1) if tokens_first else (1, 2)
     return dict(
-        reason=f"{name}: only scaled_dot_product_attention is carved",
+        reason=f"{name}: only torch's scaled_dot_product_attention is carved",
         batch=query[0],
         heads=query[heads],
         queries=query[tokens],
@@ -75,52 +84,76 @@ def _other_kernel(node: Node) -> Facts | None:
 
 
 def _written_out(node: Node) -> Facts | None:
-    """softmax(...) @ v, in whatever spelling."""
-    if not (_name(node) == "softmax" and _is_tensor(node)):
+    """softmax(q k^T) v, in whatever spelling."""
+    name = _name(node)
+    if "softmax" not in name or "log" in name or not is_tensor(node):
         return None
-    weights = _shape(node)
-    rank = len(weights)
-    product = _product_of(node)
-    if rank < 2 or product is None or argument(node, 1, "dim") not in (-1, rank - 1):
+    weights, dim = _shape(node), argument(node, 1, "dim")
+    if len(weights) < 2 or not isinstance(dim, int) or dim % len(weights) < len(weights) - 2:
         return None
-    *batch, queries, keys = weights
-    rows = max(1, _size(weights) // keys)
+    logits, product = _product_before(node), _product_after(node)
+    if logits is None or product is None:
+        return None
+    *batch, queries, keys = weights if dim % len(weights) == len(weights) - 1 else (*weights[:-2], *weights[:-3:-1])
     return dict(
-        reason="written out as softmax and matrix product: only scaled_dot_product_attention is carved",
+        reason="written out as softmax and matrix product: only torch's scaled_dot_product_attention is carved",
         batch=batch[0] if batch else 1,
         heads=_size(tuple(batch[1:])),
         queries=queries,
         keys=keys,
-        head_dim=_size(_shape(product)) // rows,
+        head_dim=_size(_shape(product)) * keys // max(1, _size(weights)),
     )
 
 
-def _product_of(softmax: Node) -> Node | None:
+def _product_before(softmax: Node) -> Node | None:
+    """The product of two activations that the logits are before scaling and masks; with a learned factor it is none."""
+    pending, seen = [softmax], {softmax}
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source in seen or not is_tensor(source):
+                continue
+            seen.add(source)
+            if _is_product(source):
+                return source if not any(map(_is_parameter, source.all_input_nodes)) else None
+            if _size(_shape(source)) == _size(_shape(softmax)):
+                pending.append(source)
+    return None
+
+
+def _product_after(softmax: Node) -> Node | None:
     """The matrix product that consumes the weights, past casts, dropout and views of them."""
-    size, pending, seen = _size(_shape(softmax)), [softmax], {softmax}
+    pending, seen = [softmax], {softmax}
     while pending:
         for user in pending.pop().users:
-            if user in seen or not _is_tensor(user):
+            if user in seen or not is_tensor(user):
                 continue
             seen.add(user)
-            if any(product in _name(user) for product in _PRODUCTS):
-                return user
-            if _size(_shape(user)) == size:
+            if _is_product(user):
+                return user if not any(map(_is_parameter, user.all_input_nodes)) else None
+            if _size(_shape(user)) == _size(_shape(softmax)):
                 pending.append(user)
     return None
 
 
+def _is_product(node: Node) -> bool:
+    return any(product in _name(node) for product in _PRODUCTS)
+
+
+def _is_parameter(node: Node) -> bool:
+    while node.op != "placeholder" and _name(node) in _VIEWS:
+        node = node.all_input_nodes[0]
+    return isinstance(node.meta.get("example_value"), torch.nn.Parameter)
+
+
 def _name(node: Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target)
     return str(getattr(node.target, "__name__", node.target))
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Node) and isinstance(value.meta.get("example_value"), torch.Tensor)
 
 
 def _shape(value: object) -> tuple[int, ...]:
     assert isinstance(value, Node)
-    return tuple(int(size) for size in value.meta["example_value"].shape)
+    return sizes_of(value)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -14,16 +14,16 @@ from torch.fx import Node
 
 from jenga_compile.passes import rules
 from jenga_compile.passes.axis import Axis
-from jenga_compile.passes.graph import is_tensor
+from jenga_compile.passes.graph import is_data_dependent, is_tensor
 from jenga_compile.passes.rules import Step
-from jenga_compile.passes.site import ATTENTION
+from jenga_compile.passes.site import ATTENTION, CARVED
 
 aten = torch.ops.aten
 
 
 def follow(node: Node, axis: Axis) -> Step:
-    """The axis of `node`'s output, one op further up."""
-    if node.op != "call_function":
+    """The axis of `node`'s output, one op further up; nowhere if a size depends on data."""
+    if node.op != "call_function" or any(is_data_dependent(place) for place in (node, *node.all_input_nodes)):
         return Step()
     if node.target is operator.getitem:
         return _follow_item(node, axis)
@@ -74,9 +74,9 @@ _RULES: dict[Any, Rule] = _table(
             aten.lift_fresh_copy.default,
             aten.contiguous.default,
             aten.view_as_complex.default,
-            aten.view_as_real.default,
         ),
     ),
+    (rules.real_rule, (aten.view_as_real.default,)),
     (rules.expand_rule, (aten.expand.default,)),
     (rules.permute_rule, (aten.permute.default,)),
     (rules.transpose_rule, (aten.transpose.int, aten.t.default)),
@@ -91,7 +91,7 @@ _RULES: dict[Any, Rule] = _table(
     (rules.matmul_rule, (aten.mm.default, aten.bmm.default, *rules.BIASED)),
     (rules.linear_rule, (aten.linear.default,)),
     (rules.embedding_rule, (aten.embedding.default,)),
-    (rules.attention_rule, (ATTENTION,)),
+    (rules.attention_rule, (ATTENTION, CARVED)),
     (rules.copy_rule, (aten.copy.default,)),
 )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 
 def graphs_of(gm: GraphModule) -> Iterator[GraphModule]:
@@ -27,8 +28,22 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(int(size) for size in tensor_of(node).shape)
 
 
-def is_tensor(value: object) -> bool:
-    return isinstance(value, Node) and isinstance(value.meta.get("val"), torch.Tensor)
+def sizes_of(node: Node) -> tuple[int, ...]:
+    """Shape for a report: sizes that depend on data are 0."""
+    return tuple(0 if _unbacked(size) else int(size) for size in tensor_of(node).shape)
+
+
+def is_data_dependent(value: object) -> bool:
+    """Whether a size of the tensor is known only when the graph runs."""
+    return is_tensor(value) and any(_unbacked(size) for size in tensor_of(value).shape)
+
+
+def _unbacked(size: int | torch.SymInt) -> bool:
+    return isinstance(size, torch.SymInt) and bool(free_unbacked_symbols(size))
+
+
+def is_tensor(value: object) -> TypeGuard[Node]:
+    return isinstance(value, Node) and isinstance(value.meta.get("val", value.meta.get("example_value")), torch.Tensor)
 
 
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:

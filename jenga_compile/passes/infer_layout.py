@@ -5,8 +5,9 @@ axis spans several dimensions factors it. The widest factored range is the video
 condition. The keys must tell the same story, or the site is no self-attention.
 
 Which factors are frames, rows and columns? The rows and columns that a convolution slides over are just that, and win
-over any view. Otherwise there must be three factors; two are one frame only where a dimension of size 1 before them
-says so. `[B, frames, tokens a frame]` proves no grid.
+over any view. Otherwise one view must show three factors; `[B, frames, tokens a frame]` proves no grid. Where the walk
+ends, or meets a convolution, the tokens must lie in their own order: windows and other rasters are no grid. Tables of
+positions count like any tensor, since they are where the model itself puts its tokens.
 
 Sound because each step of the walk proves that token i stays token i (`rules.py`); incomplete by design.
 """
@@ -15,18 +16,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 
 import torch
 from torch.fx import Node
 
 from jenga_compile.config import Options
-from jenga_compile.passes.axis import Axis, Digit, Shape, merge_factors
+from jenga_compile.passes.axis import Axis, Digit, merge_factors
 from jenga_compile.passes.follow import follow
 from jenga_compile.passes.graph import shape_of
 
 aten = torch.ops.aten
 Factors = tuple[int, ...]
 Grid = tuple[int, int, int]
+Place = tuple[Node, Axis]
+
+_MOST_AXES = 16
+"""Axes of one node that the walk follows further."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Factored:
     grid: Grid | None
     """The same as (t, h, w), where a convolution slides over its rows and columns."""
 
-    one_frame: bool
-    """Whether a dimension of size 1 stands where the frames would."""
+    in_order: bool
+    """False where the walk ends in, or meets a convolution over, a tensor that holds the tokens in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,9 @@ class Layout:
     grid: Grid
     start: int
     tokens: int
+
+    def __str__(self) -> str:
+        return f"{self.grid} from token {self.start}"
 
     @property
     def stop(self) -> int:
@@ -70,7 +79,9 @@ class LayoutInference:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._known: dict[tuple[Node, Axis], frozenset[Factored]] = {}
+        self._known: dict[Place, frozenset[Factored]] = {}
+        self._parents: dict[Place, list[Place]] = {}
+        self._visits: Counter[Node] = Counter()
 
     def layout(self, query: Node, key: Node) -> Layout:
         """Layout of the site with queries [B, H, L, D] and keys [B, H, L, D]; `Unproven` says why there is none."""
@@ -78,23 +89,25 @@ class LayoutInference:
         if self._options.grid is not None:
             return self._given(self._options.grid, query, key)
         layouts = [_read(self._walk(node), tokens) for node in (query, key)]
-        if layouts[0] != layouts[1]:
-            raise Unproven(f"queries on grid {layouts[0].grid}, keys on grid {layouts[1].grid}")
-        return layouts[0]
+        return _agreed(*layouts)
 
     def _given(self, grid: Grid, query: Node, key: Node) -> Layout:
         """The given grid, unless the graph proves another one; its place from the options, the graph or the sizes."""
         video, tokens = math.prod(grid), shape_of(query)[2]
         if video > tokens:
             raise Unproven(f"the given grid {grid} has {video} tokens, the site {tokens}")
-        shown = self._walk(query) | self._walk(key)
-        proven = _proven(shown, tokens)
-        if proven is not None and proven.tokens - proven.text == video and proven.grid != grid:
-            raise Unproven(f"the given grid {grid} contradicts {proven.grid}, which the graph shows")
-        if self._options.text is not None:
-            start = tokens - video if self._options.text == "before" else 0
-            return Layout(grid, start, tokens)
-        starts = {fact.start for fact in shown if fact.stop - fact.start == video} or {0, tokens - video}
+        shown = [self._walk(node) for node in (query, key)]
+        proven = [layout for layout in (_proven(facts, tokens) for facts in shown) if layout is not None]
+        starts = {"before": {tokens - video}, "after": {0}, None: {0, tokens - video}}[self._options.text]
+        if proven:
+            layout = _agreed(proven[0], proven[-1])
+            if len(proven) < len(shown):
+                raise Unproven(f"only one of queries and keys lies on grid {layout.grid}")
+            if layout.grid != grid or (self._options.text is not None and layout.start not in starts):
+                raise Unproven(f"the given grid {grid} contradicts {layout}, which the graph shows")
+            return layout
+        if self._options.text is None:
+            starts = {fact.start for facts in shown for fact in facts if fact.stop - fact.start == video} or starts
         if len(starts) > 1:
             raise Unproven(f"the given grid {grid} fits at tokens {sorted(starts)}: say text='before' or 'after'")
         return Layout(grid, starts.pop(), tokens)
@@ -109,53 +122,77 @@ class LayoutInference:
             if place in self._known:
                 pending.pop()
                 continue
-            above = [parent for parent in follow(*place).parents if _overlaps(parent[1], tokens)]
+            above = self._above(place, tokens)
             unknown = [parent for parent in above if parent not in self._known]
             if unknown:
                 pending += unknown
                 continue
-            self._known[place] = _seen_at(*place).union(*(self._known[parent] for parent in above))
+            self._known[place] = _seen_at(*place, last=not above).union(*(self._known[parent] for parent in above))
             pending.pop()
         return self._known[root]
+
+    def _above(self, place: Place, tokens: int) -> list[Place]:
+        """Where the walk goes on. A graph that shifts its tokens layer by layer shows a node at ever more offsets."""
+        if place not in self._parents:
+            node = place[0]
+            self._visits[node] += 1
+            within = self._visits[node] <= _MOST_AXES
+            parents = follow(*place).parents if within else []
+            self._parents[place] = [parent for parent in parents if _overlaps(parent[1], tokens)]
+        return self._parents[place]
+
+
+def _agreed(queries: Layout, keys: Layout) -> Layout:
+    if queries != keys:
+        raise Unproven(f"queries lie as {queries}, keys as {keys}")
+    return queries
 
 
 def _overlaps(axis: Axis, tokens: int) -> bool:
     return axis.start < min(axis.stop, tokens)
 
 
-def _seen_at(node: Node, axis: Axis) -> frozenset[Factored]:
+def _seen_at(node: Node, axis: Axis, *, last: bool) -> frozenset[Factored]:
     digits = [digit for digit in axis.digits if digit.size > 1]
     if not axis.whole or not digits:
         return frozenset()
-    shape, first = shape_of(node), digits[0].dim
-    grid = _slid_over(digits, shape) if node.target is aten.convolution.default else None
-    one_frame = len(digits) == 2 and first > 1 and shape[first - 1] == 1
+    convolution = node.target is aten.convolution.default
+    grid = _slid_over(digits, node) if convolution else None
+    in_order = axis.in_order or not (convolution or last)
     factors = tuple(digit.size for digit in digits)
-    return frozenset({Factored(axis.offset, axis.offset + axis.tokens, factors, grid, one_frame)})
+    return frozenset({Factored(axis.offset, axis.offset + axis.tokens, factors, grid, in_order)})
 
 
-def _slid_over(digits: list[Digit], shape: Shape) -> Grid | None:
-    """The grid of tokens that are the positions of a convolution's output `shape` in two or three dimensions."""
+def _slid_over(digits: list[Digit], node: Node) -> Grid | None:
+    """The grid of tokens that are the positions of a convolution's output.
+
+    Three dimensions are frames, rows and columns. Two are rows and columns if the kernel reaches along both.
+    """
+    weight = node.args[1]
+    assert isinstance(weight, Node)
+    shape, kernel = shape_of(node), shape_of(weight)[2:]
     rank = len(shape)
+    if rank < 4 or (rank == 4 and 1 in kernel):
+        return None
     places = [dim for dim in (rank - 2, rank - 1) if shape[dim] > 1]
-    within = [digit for digit in digits if digit.dim in places]
-    before = digits[: len(digits) - len(within)]
-    plain = [digit.dim for digit in within] == places and digits[len(before) :] == within
-    whole = all(digit.size == shape[digit.dim] for digit in within)
-    if rank < 4 or not plain or not whole or len(before) > 1:
+    before, within = digits[: len(digits) - len(places)], digits[len(digits) - len(places) :]
+    plain = [(digit.dim, digit.size) for digit in within] == [(dim, shape[dim]) for dim in places]
+    if not plain or len(before) > 1 or any(digit.dim >= rank - 2 for digit in before):
         return None
     return before[0].size if before else 1, shape[-2], shape[-1]
 
 
 def _read(facts: frozenset[Factored], tokens: int) -> Layout:
-    ranges: dict[tuple[int, int], list[Factored]] = {}
-    for fact in facts:
-        ranges.setdefault((fact.start, fact.stop), []).append(fact)
-    factored = {place: found for place, found in ranges.items() if any(len(fact.factors) > 1 for fact in found)}
-    if not factored:
+    shown = [fact for fact in facts if len(fact.factors) > 1 or fact.grid is not None]
+    if not shown:
         raise Unproven(f"no grid: nothing in the graph splits these {tokens} tokens into frames, rows and columns")
-    start, stop = max(factored, key=lambda place: (place[1] - place[0], -place[0]))
-    return Layout(_grid(factored[start, stop]), start, tokens)
+    best = max(shown, key=lambda fact: (fact.grid is not None, fact.stop - fact.start, -fact.start))
+    start, stop = best.start, best.stop
+    for fact in shown:
+        if fact.start < start < fact.stop < stop or start < fact.start < stop < fact.stop:
+            raise Unproven(f"ambiguous: a grid at tokens {start} to {stop}, another at {fact.start} to {fact.stop}")
+    found = [fact for fact in facts if (fact.start, fact.stop) == (start, stop)]
+    return Layout(_grid(found), start, tokens)
 
 
 def _proven(facts: frozenset[Factored], tokens: int) -> Layout | None:
@@ -167,26 +204,22 @@ def _proven(facts: frozenset[Factored], tokens: int) -> Layout | None:
 
 def _grid(found: list[Factored]) -> Grid:
     """The grid that all views of one range of tokens agree on."""
+    if not all(fact.in_order for fact in found):
+        raise Unproven("no grid: the tokens are in another order than the tensor that they come from")
     convolved = sorted({fact.grid for fact in found if fact.grid is not None})
+    if len(convolved) > 1:
+        raise Unproven(f"ambiguous grid: convolutions slide over {convolved[0]} and over {convolved[1]}")
     if convolved:
-        if len(convolved) > 1:
-            raise Unproven(f"ambiguous grid: convolutions slide over {convolved[0]} and over {convolved[1]}")
         return convolved[0]
-    factors = _finest([fact.factors for fact in found])
-    if len(factors) > 3:
-        raise Unproven(f"no grid: {math.prod(factors)} tokens split into {len(factors)} sizes {factors}")
-    if len(factors) == 2 and not any(fact.one_frame and fact.factors == factors for fact in found):
-        raise Unproven(f"no grid: {factors[0]} x {factors[1]} tokens, of which nothing says frames, rows or columns")
-    t, h, w = (1,) * (3 - len(factors)) + factors
+    shown = sorted({fact.factors for fact in found}, key=lambda factors: (-len(factors), factors))
+    grids = [factors for factors in shown if len(factors) == 3]
+    if len(grids) > 1:
+        raise Unproven(f"ambiguous grid: the graph splits the tokens as {grids[0]} and as {grids[1]}")
+    if not grids:
+        sizes = " x ".join(map(str, shown[0]))
+        raise Unproven(f"no grid: {sizes} tokens, of which nothing says frames, rows or columns")
+    finer = [factors for factors in shown if len(factors) > 3]
+    if finer and merge_factors([*grids, *finer]) is None:
+        raise Unproven(f"ambiguous grid: the graph splits the tokens as {grids[0]} and as {finer[0]}")
+    t, h, w = grids[0]
     return t, h, w
-
-
-def _finest(found: list[Factors]) -> Factors:
-    merged = merge_factors(found)
-    if merged is not None:
-        return merged
-    most = max(map(len, found))
-    finest = sorted({factors for factors in found if len(factors) == most})
-    if len(finest) > 1:
-        raise Unproven(f"ambiguous grid: the graph splits the tokens as {finest[0]} and as {finest[1]}")
-    return finest[0]

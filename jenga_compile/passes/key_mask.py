@@ -19,10 +19,10 @@ aten = torch.ops.aten
 def check(mask: Node, tokens: int) -> str | None:
     """Why a mask is no key mask; None if it is one."""
     origin = _origin(mask)
-    if tensor_of(mask).dtype is not torch.bool:
-        return f"additive mask of {tensor_of(mask).dtype}: only boolean key-padding masks are carved"
     shape = (1,) * 4 + shape_of(origin)
-    if shape[-1] != tokens or shape[-2] != 1 or shape[-3] != 1:
+    if shape[-1] != tokens:
+        return f"mask {list(shape_of(mask))} has no entry for each of the {tokens} keys"
+    if shape[-2] != 1 or shape[-3] != 1:
         return f"mask {list(shape_of(mask))} differs between queries or heads"
     return None
 

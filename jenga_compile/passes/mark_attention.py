@@ -5,8 +5,9 @@ After    out: [B, H, L, D] = jenga::attention(q, k, v, mask, scale, 7)          
 
 Legal because the operator is the same function on the same arguments; it only stays visible below AOTAutograd. What
 autocast would cast is cast in the graph, and the output keeps the memory format that later views rely on.
-Fires on   self-attention in shape: as many keys as queries, four dimensions.
-Leaves     cross-attention, causal, grouped-query, broadcast, dropout, gradients; each is entered with its reason.
+Fires on   self-attention in shape: as many keys as queries, four dimensions; a mask, if any, is boolean.
+Leaves     cross-attention, causal, grouped-query, broadcast, dropout, additive masks, gradients, sizes that depend on
+           data, transformed functions; each is entered with its reason.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from jenga_compile.passes.graph import graphs_of, module_path
+from jenga_compile.passes.graph import graphs_of, is_data_dependent, module_path, sizes_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
 from jenga_compile.report import Site
@@ -44,7 +45,7 @@ def mark_attention(gm: GraphModule, ledger: Ledger) -> None:
 
 
 def _site(node: Node, call: dict[str, Any], rejection: str | None, ledger: Ledger) -> Site:
-    query, key = (tuple(map(int, _example(call[name]).shape)) for name in ("query", "key"))
+    query, key = (sizes_of(call[name]) for name in ("query", "key"))
     return Site(
         path=module_path(node),
         decision="left",
@@ -62,6 +63,10 @@ def _site(node: Node, call: dict[str, Any], rejection: str | None, ledger: Ledge
 def check(node: Node, call: dict[str, Any]) -> str | None:
     """Why a call cannot be carved, as far as the call itself shows; None if it may be."""
     query, key, value = (_example(call[name]) for name in ("query", "key", "value"))
+    if any(is_data_dependent(call[name]) for name in ("query", "key", "value")):
+        return "a size that depends on data"
+    if torch._C._functorch.is_functorch_wrapped_tensor(_example(node)):
+        return "inside a torch.func transform"
     if _example(node).requires_grad:
         return "gradients required: carving is inference only, run the model under torch.no_grad()"
     if query.dim() != 4:
@@ -74,16 +79,21 @@ def check(node: Node, call: dict[str, Any]) -> str | None:
         return f"grouped-query attention: {int(query.shape[1])} query heads, {int(key.shape[1])} key heads"
     if query.shape[2] != key.shape[2]:
         return f"cross-attention: {int(query.shape[2])} queries, {int(key.shape[2])} keys"
+    if 0 in query.shape:
+        return f"empty: queries {list(query.shape)}"
     if query.shape[:3] != key.shape[:3] or query.shape[:3] != value.shape[:3]:
         return f"broadcast: keys {list(key.shape)} and values {list(value.shape)} for queries {list(query.shape)}"
+    mask = call["attn_mask"]
+    if mask is not None and _example(mask).dtype is not torch.bool:
+        return f"additive mask of {_example(mask).dtype}: only boolean key-padding masks are carved"
     return None
 
 
 def _rewrite(gm: GraphModule, node: Node, call: dict[str, Any], number: int) -> None:
     out = _example(node)
     with gm.graph.inserting_before(node):
-        tensors = [_cast(gm, call[name], out.dtype) for name in ("query", "key", "value", "attn_mask")]
-        marked = gm.graph.call_function(ATTENTION, (*tensors, call["scale"], number))
+        tensors = [_cast(gm, call[name], out.dtype) for name in ("query", "key", "value")]
+        marked = gm.graph.call_function(ATTENTION, (*tensors, call["attn_mask"], call["scale"], number))
         batch, heads, queries, width = out.shape
         tokens_major = out.new_empty(batch, queries, heads, width).transpose(1, 2)
         marked.meta = {**node.meta, "example_value": tokens_major}
@@ -95,9 +105,9 @@ def _rewrite(gm: GraphModule, node: Node, call: dict[str, Any], number: int) -> 
     gm.graph.erase_node(node)
 
 
-def _cast(gm: GraphModule, tensor: Node | None, dtype: torch.dtype) -> Node | None:
-    """What autocast does to an argument of the call; boolean masks stay."""
-    if tensor is None or _example(tensor).dtype in (dtype, torch.bool):
+def _cast(gm: GraphModule, tensor: Node, dtype: torch.dtype) -> Node:
+    """What autocast does to an argument of the call."""
+    if _example(tensor).dtype == dtype:
         return tensor
     cast = gm.graph.call_method("to", (tensor, dtype))
     cast.meta = {**tensor.meta, "example_value": _example(tensor).to(dtype)}

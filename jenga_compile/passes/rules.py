@@ -82,6 +82,11 @@ def transpose_rule(node: Node, axis: Axis) -> Step:
     return Step().reach(node.args[0], axis.map_dims(lambda dim: swap.get(dim, dim)))
 
 
+def real_rule(node: Node, axis: Axis) -> Step:
+    """Complex numbers as pairs: the last dimension is new."""
+    return Step() if len(shape_of(node)) - 1 in axis.dims else Step().reach(node.args[0], axis)
+
+
 def select_rule(node: Node, axis: Axis) -> Step:
     source = node.args[0]
     assert isinstance(source, Node)
@@ -130,12 +135,18 @@ def window_rule(node: Node, axis: Axis, source: Node, dim: int, first: int) -> S
     size = shape_of(source)[dim]
     if axis.leading_dim(dim, shape_of(node)) is None:
         return Step().reach(source, axis if size == shape_of(node)[dim] else None)
-    return Step().reach(source, axis.resized(size, first if first >= 0 else first + size))
+    return Step().reach(source, axis.resized(size, _from_front(first, size)))
+
+
+def _from_front(first: int, size: int) -> int:
+    """Where a slice of `size` values begins; Python counts negative starts from the end and stops at the front."""
+    return first if first >= 0 else max(0, first + size)
 
 
 def cat_rule(node: Node, axis: Axis) -> Step:
-    pieces = [piece for piece in argument(node, 0, "tensors") if is_tensor(piece)]
     shape = shape_of(node)
+    # An empty one-dimensional tensor joins anything.
+    pieces = [p for p in argument(node, 0, "tensors") if is_tensor(p) and len(shape_of(p)) == len(shape)]
     dim = integer(argument(node, 1, "dim", 0)) % len(shape)
     step = Step()
     if dim not in axis.dims:
@@ -169,25 +180,37 @@ def stack_rule(node: Node, axis: Axis) -> Step:
 
 
 def scatter_slice_rule(node: Node, axis: Axis) -> Step:
+    """The output is `whole` but for `whole[..., start : end, ...] = patch` along `dim`."""
     whole, patch = node.args[:2]
     shape = shape_of(node)
     dim = integer(argument(node, 2, "dim", 0)) % len(shape)
-    step = Step().reach(whole, axis)
+    step = Step()
     if dim not in axis.dims:
-        return step.reach(patch, axis)
+        return step.reach(whole, axis).reach(patch, axis)
     first = argument(node, 3, "start")
     assert isinstance(patch, Node)
     if axis.leading_dim(dim, shape) is not None and integer(argument(node, 5, "step", 1)) == 1:
-        begin = integer(first) if first is not None else 0
-        _join(step, axis, patch, shape_of(patch)[dim], begin if begin >= 0 else begin + shape[dim])
+        begin = _from_front(integer(first) if first is not None else 0, shape[dim])
+        covered = shape_of(patch)[dim]
+        _join(step, axis, patch, covered, begin)
+        for part in axis.without(begin, begin + covered):
+            step.reach(whole, part)
     return step
 
 
 def scatter_select_rule(node: Node, axis: Axis) -> Step:
+    """The output is `whole` but for `whole[..., index, ...] = patch` along `dim`."""
     whole, patch = node.args[:2]
-    dim = integer(node.args[2]) % len(shape_of(node))
-    step = Step().reach(whole, axis)
-    return step if dim in axis.dims else step.reach(patch, axis.map_dims(lambda old: old - (old > dim)))
+    shape = shape_of(node)
+    dim = integer(node.args[2]) % len(shape)
+    step = Step()
+    if dim not in axis.dims:
+        return step.reach(whole, axis).reach(patch, axis.map_dims(lambda old: old - (old > dim)))
+    if axis.leading_dim(dim, shape) is not None:
+        index = integer(node.args[3]) % shape[dim]
+        for part in axis.without(index, index + 1):
+            step.reach(whole, part)
+    return step
 
 
 def matmul_rule(node: Node, axis: Axis) -> Step:

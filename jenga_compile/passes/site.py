@@ -17,11 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jenga_compile.kernels.dispatch import without_autocast
+
 
 @torch.library.custom_op("jenga::attention", mutates_args=())
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, site: int) -> Tensor:
     """Attention of site number `site`; the contract is the module's docstring."""
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    with without_autocast(q):
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -32,3 +35,4 @@ def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None,
 
 
 ATTENTION = torch.ops.jenga.attention.default
+CARVED = torch.ops.jenga.carved_attention.default

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from jenga_compile import Report, explain
 
 WEIGHT = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+CODEBOOK = nn.Parameter(WEIGHT)
 Call = Callable[[Tensor], Tensor]
 
 
@@ -44,16 +45,26 @@ def einsum(x: Tensor) -> Tensor:
     return torch.einsum("bhls,bhsd->blhd", weights, q)
 
 
+def keys_first(x: Tensor) -> Tensor:
+    q = heads(x)
+    return (q @ q.mT).softmax(-2).mT @ q
+
+
 WRITTEN_OUT: dict[str, Call] = {
     "matmul": matmul,
     "float32 softmax": mixed_precision,
     "einsum": einsum,
+    "keys first": keys_first,
+    "special": lambda x: torch.special.softmax(heads(x) @ heads(x).mT, dim=-1) @ heads(x),
+    "aten": lambda x: torch.ops.aten._softmax(heads(x) @ heads(x).mT, -1, False) @ heads(x),
     "in a checkpoint": lambda x: checkpoint(matmul, x, use_reentrant=False),
 }
 
 NO_ATTENTION: dict[str, Call] = {
     "softmax of features": lambda x: F.linear(x, WEIGHT).softmax(-1) * x,
     "over another dimension": lambda x: x.softmax(1) @ WEIGHT,
+    "gate before a projection": lambda x: (x.softmax(-1) * x) @ WEIGHT,
+    "codebook": lambda x: (x @ CODEBOOK).softmax(-1) @ CODEBOOK,
     "a module with the name": lambda x: F.linear(x, WEIGHT),
 }
 
@@ -112,12 +123,28 @@ def test_pytorchs_attention_layer_is_entered(batch_first: bool) -> None:
     (site,) = sites(Layer(batch_first=batch_first)).sites
     assert site.path == "attn"
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 5, 8)
-    assert site.reason == "multi_head_attention_forward: only scaled_dot_product_attention is carved"
+    assert site.reason == "multi_head_attention_forward: only torch's scaled_dot_product_attention is carved"
     assert not site.intended
 
 
 def test_pytorchs_encoder_layer_is_entered() -> None:
     (site,) = sites(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)).sites
+    assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 24, 8)
+
+
+def test_keywords_are_read_as_well() -> None:
+    layer = nn.MultiheadAttention(16, 2)
+
+    def call(x: Tensor) -> Tensor:
+        weights = (layer.in_proj_weight, layer.in_proj_bias, None, None, False, 0.0)
+        named = {"embed_dim_to_check": 16, "num_heads": 2, "out_proj_weight": layer.out_proj.weight}
+        names = ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v", "add_zero_attn", "dropout_p")
+        named |= dict(zip(names, weights, strict=True)) | {"out_proj_bias": layer.out_proj.bias}
+        x = x.transpose(0, 1)
+        out: Tensor = F.multi_head_attention_forward(query=x, key=x, value=x, training=False, **named)[0]
+        return out
+
+    (site,) = sites(Attention(call)).sites
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 24, 8)
 
 

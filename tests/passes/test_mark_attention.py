@@ -43,6 +43,15 @@ STAYS_AWAY: dict[str, tuple[Call, str]] = {
         "broadcast: keys [1, 2, 16, 8] and values [1, 2, 16, 8]",
     ),
     "broadcast_value": (lambda q, k, v: sdpa(q, k, v[:1]), "broadcast: keys [2, 2, 16, 8] and values [1, 2, 16, 8]"),
+    "empty_batch": (lambda q, k, v: sdpa(q[:0], k[:0], v[:0]), "empty: queries [0, 2, 16, 8]"),
+    "transformed": (
+        lambda q, k, v: torch.vmap(lambda x: sdpa(x, x, x))(q[:, None]),
+        "inside a torch.func transform",
+    ),
+    "additive_mask": (
+        lambda q, k, v: sdpa(q.bfloat16(), k.bfloat16(), v.bfloat16(), q[0, 0] @ k[0, 0].mT),
+        "additive mask of torch.float32",
+    ),
     "three_dimensions": (lambda q, k, v: sdpa(q[:, 0], k[:, 0], v[:, 0]), "3 dimensions: expected [batch"),
 }
 
@@ -85,6 +94,7 @@ def test_every_call_form_is_marked_and_bit_identical(name: str) -> None:
     assert torch.equal(plain, out)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch on attention under vmap
 @pytest.mark.parametrize("name", STAYS_AWAY)
 def test_other_attention_is_entered_and_not_touched(name: str) -> None:
     call, reason = STAYS_AWAY[name]

@@ -57,6 +57,7 @@ KEEPS_ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "chunk_features": lambda x: torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1),
     "unbind_features": lambda x: torch.stack(x.unbind(-1), dim=-1),
     "select_feature": lambda x: x.select(2, 1).unsqueeze(-1) + x,
+    "complex_pairs_kept": lambda x: torch.view_as_real(torch.view_as_complex(x.reshape(2, TOKENS, 3, 2)) * 1j).sum(-1),
     "complex": lambda x: torch.view_as_real(torch.view_as_complex(x.reshape(2, TOKENS, 3, 2)) * 1j).flatten(2),
     "join_and_cut_tokens": lambda x: torch.cat([x.new_zeros(2, 5, WIDTH), x], dim=1)[:, 5:],
     "split_tokens": lambda x: torch.cat([x.new_zeros(2, 4, WIDTH), x], dim=1).split_with_sizes([4, TOKENS], dim=1)[1],

@@ -38,7 +38,7 @@ import torch
 from jenga_compile.kernels.block_select import gathered, reference
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.checks import check_knobs, check_qkv, check_sequence, check_tensor, refuse_backward
-from jenga_compile.kernels.dispatch import reference_requested
+from jenga_compile.kernels.dispatch import reference_requested, without_autocast
 
 _NAME = "block_select"
 
@@ -66,7 +66,8 @@ def block_select(
     check_tensor(_NAME, "static_mask", static_mask, (blocks.rows, blocks.rows), torch.bool, q.device)
     check_knobs(_NAME, knobs, q.device)
     compute = reference.block_select if reference_requested() else gathered.block_select
-    return compute(q, k, static_mask, knobs, video, key_mask, parity)
+    with without_autocast(q):
+        return compute(q, k, static_mask, knobs, video, key_mask, parity)
 
 
 @block_select.register_fake

@@ -31,7 +31,7 @@ import torch
 
 from jenga_compile.kernels.block_sparse_attention import gathered, reference
 from jenga_compile.kernels.checks import check_knobs, check_lists, check_qkv, check_sequence, refuse_backward
-from jenga_compile.kernels.dispatch import reference_requested
+from jenga_compile.kernels.dispatch import reference_requested, without_autocast
 
 _NAME = "block_sparse_attention"
 
@@ -62,7 +62,8 @@ def block_sparse_attention(
     check_knobs(_NAME, knobs, q.device)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     compute = reference.block_sparse_attention if reference_requested() else gathered.block_sparse_attention
-    return compute(q, k, v, indices, counts, knobs, video, key_mask, scale)
+    with without_autocast(q):
+        return compute(q, k, v, indices, counts, knobs, video, key_mask, scale)
 
 
 @block_sparse_attention.register_fake

@@ -30,7 +30,7 @@ from jenga_compile.errors import VideoSpanOutOfRange
 from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels.carved_attention import gathered, reference
 from jenga_compile.kernels.checks import check_qkv, check_tensor, refuse_backward
-from jenga_compile.kernels.dispatch import reference_requested
+from jenga_compile.kernels.dispatch import reference_requested, without_autocast
 from jenga_compile.kernels.knobs import lookup
 
 _NAME = "carved_attention"
@@ -68,7 +68,8 @@ def carved_attention(
         check_tensor(_NAME, "key_mask", key_mask, (batch, length), torch.bool, q.device)
     compute = reference.carved_attention if reference_requested() else gathered.carved_attention
     values = lookup(knobs, q.device)
-    return compute(q, k, v, key_mask, grid, video_start, curve, adjacency, values, scale)
+    with without_autocast(q):
+        return compute(q, k, v, key_mask, grid, video_start, curve, adjacency, values, scale)
 
 
 @carved_attention.register_fake
