@@ -67,11 +67,12 @@ def _closeness(result: Any) -> list[tuple[str, str]]:
 
 def _judge(result: Any) -> list[tuple[str, str]]:
     """Both halves of the prompts, seen and unseen in training, together."""
-    halves = result["model"]["guidance 3"].values()
+    model = result["model"]["guidance 3"]
+    halves = (model["seen"], model["unseen"])
     found = {}
     for what in ("object", "colour", "motion", "texture"):
         hits, clips = (sum(half[what][count] for half in halves) for count in ("hits", "clips"))
-        chance = next(iter(halves))[what]["chance"] * clips
+        chance = halves[0][what]["chance"] * clips
         found[what] = f"{what} {hits} of {clips} (chance {chance:.0f})"
     return [
         ("packaged model's clips that a separately trained judge reads as the prompt said", ", ".join(found.values()))
