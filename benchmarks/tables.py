@@ -75,7 +75,10 @@ def _judge(result: Any) -> list[tuple[str, str]]:
         chance = halves[0][what]["chance"] * clips
         found[what] = f"{what} {hits} of {clips} (chance {chance:.0f})"
     return [
-        ("packaged model's clips that a separately trained judge reads as the prompt said", ", ".join(found.values()))
+        (
+            "packaged model's dense clips (guidance 3) in which a separately trained classifier reads what the prompt said",
+            ", ".join(found.values()),
+        )
     ]
 
 

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch.fx import GraphModule
 
-import jenga_compile.kernels
 from jenga_compile.config import Inner, Options, parse_options
+from jenga_compile.errors import OptionOutOfRange
 from jenga_compile.passes import run_passes
 from jenga_compile.passes.ledger import Ledger
 
@@ -35,12 +35,25 @@ def jenga(
     options: Mapping[str, Any] | None = None,
 ) -> Compiled:
     """Compile one Dynamo graph with its attention carved. `options` as in `config.Options` and `config.Carving`."""
-    parsed = parse_options(options, mode)
+    parsed = read_options(options, mode)
     ledger = Ledger(parsed)
     compiled = compile_graph(gm, example_inputs, ledger)
     ledger.enforce_strict()
     _publish(ledger)
     return compiled
+
+
+def read_options(options: Mapping[str, Any] | None, mode: str | None = None) -> Options:
+    """`parse_options`, and Inductor's own word on its modes.
+
+    Raises:
+        UnknownOption, OptionOutOfRange, OptionOfWrongType, OptionsAtOdds, ModeAndOptions: they are not as documented.
+    """
+    parsed = parse_options(options, mode)
+    modes = tuple(torch._inductor.list_mode_options())
+    if parsed.mode is not None and parsed.mode not in modes:
+        raise OptionOutOfRange(name="mode", value=parsed.mode, expected=f"{modes}", way_out="Pick one of them.")
+    return parsed
 
 
 def compile_graph(gm: GraphModule, example_inputs: Sequence[Any], ledger: Ledger) -> Compiled:
@@ -125,4 +138,4 @@ def _publish(ledger: Ledger) -> None:
         ledger.options.on_report(report)
 
 
-__all__ = ["CarvingWarning", "compile_graph", "jenga", "jenga_compile"]
+__all__ = ["CarvingWarning", "compile_graph", "jenga", "read_options"]

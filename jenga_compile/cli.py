@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -30,21 +33,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`, by default the process's own; returns the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _terminated_as_interrupted():
             warnings.showwarning = _show_warning
-            code = int(parsed.run(parsed))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Whoever read the report has left; the work is done. Python must not fail once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+            report = parsed.run(parsed)
     except (JengaError, OSError) as error:
         print(f"jenga: error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("jenga: interrupted, nothing written", file=sys.stderr)
         return INTERRUPTED
+    return _say(report)
+
+
+def _say(report: str) -> int:
+    """Print the report. The work is done by now, so a reader that has left early is no failure."""
+    if sys.stdout is None:
+        return 0
+    try:
+        print(report, flush=True)
+    except OSError as error:
+        # Python must not fail once more when it flushes at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"jenga: error: the files are written, their report is not: {error}", file=sys.stderr)
+            return BAD_INPUT
+    return 0
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Inside, being told to terminate cleans up as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_warning(message: Warning | str, *where: object, **more: object) -> None:
@@ -65,24 +91,33 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("prompt", help='what to show, for example "a fox moving left on a sky blue striped background"')
     add("-o", "--output", type=Path, required=True, help="file to write: .mp4, .gif, or .png for a contact sheet")
     add("--seed", type=int, default=0, help="seed of the initial noise (default: 0)")
-    add("--steps", type=int, default=24, help="denoising steps, at least 1 (default: 24)")
-    add("--size", type=int, default=64, help="height and width in pixels, a multiple of 4 (default: 64)")
+    add("--steps", type=int, default=24, help="denoising steps, 1 to 1000 (default: 24)")
+    add(
+        "--size",
+        type=int,
+        default=64,
+        help="pixels a side, 32 to 256 by 4; trained at 48, 64, 80 (default: 64)",
+    )
     add("--guidance", type=float, default=3.0, help="strength of the prompt; 1 switches guidance off (default: 3)")
-    add("--keep", type=float, default=0.3, help="fraction of video blocks every block attends to (default: 0.3)")
+    add(
+        "--keep",
+        type=float,
+        default=0.3,
+        help="least fraction of video blocks to attend to, in (0, 1] (default: 0.3)",
+    )
     add("--dense", action="store_true", help="do not carve: plain attention over everything")
     add("--compare", action="store_true", help="also write NAME.dense.* at the same seed, and NAME.compare.png")
-    add("--scale", type=int, default=4, help="enlarge every pixel this many times in the file (default: 4)")
-    add("--fps", type=int, default=12, help="frames a second in the file (default: 12)")
+    add("--scale", type=int, default=4, help="enlarge every pixel this many times in the file, 1 to 32 (default: 4)")
+    add("--fps", type=int, default=12, help="frames a second in the file, 1 to 120, .gif to 50 (default: 12)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, cuda where there is one)")
     parser.set_defaults(run=_generate)
 
 
-def _generate(parsed: argparse.Namespace) -> int:
+def _generate(parsed: argparse.Namespace) -> str:
     from jenga_compile.generate import Request, generate
 
     fields = {name: value for name, value in vars(parsed).items() if name != "run"}
-    print(generate(Request(**fields)))
-    return 0
+    return generate(Request(**fields))
 
 
 if __name__ == "__main__":

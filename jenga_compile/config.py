@@ -97,13 +97,14 @@ class Options:
     """Side on which the condition tokens stand, when `grid` is given and the graph does not show it."""
 
     strict: bool = False
-    """Whether self-attention that was meant to be carved and cannot be is an error instead of a report line."""
+    """Whether self-attention that was meant to be carved and cannot be is an error instead of a warning."""
 
     mode: str | None = None
     """Inductor's mode ("max-autotune", "reduce-overhead", ...); `torch.compile` forbids `mode=` beside `options=`."""
 
     inner: Inner = "inductor"
-    """What runs the rewritten graph: Inductor, or the ATen or Dynamo graph op by op (for debugging and bisecting)."""
+    """What runs the rewritten graph: Inductor, or PyTorch op by op, after Inductor's decompositions ("aot_eager") or
+    without them ("eager"). The last two are for debugging and bisecting."""
 
     on_report: Callable[[Report], None] | None = None
     """Called with the report of every graph as it is compiled."""

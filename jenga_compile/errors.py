@@ -125,11 +125,15 @@ class UnknownVideoFormat(JengaError, ValueError):
 
 
 class OutputFolderMissing(JengaError, OSError):
-    template = "cannot write {path!r}: {folder!r} is no folder that can be written to. Create it, or choose another."
+    template = "cannot write {path!r}: {folder!r} is no folder that can be written to. Choose another."
 
 
 class OutputIsFolder(JengaError, OSError):
     template = "cannot write {path!r}: it is a folder. Choose another name, or remove it."
+
+
+class OutputUnusable(JengaError, OSError):
+    template = "cannot write {path!r}: {why}. Choose another name."
 
 
 class VideoNotWritten(JengaError, OSError):

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from jenga_compile.backend import compile_graph
-from jenga_compile.config import parse_options
+from jenga_compile.backend import compile_graph, read_options
 from jenga_compile.errors import NothingTraced
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.report import Report
@@ -26,7 +25,8 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
         *args, **kwargs: what the model is called with; only shapes, types and devices matter.
         options: as for `torch.compile(model, backend="jenga", options=...)`; a compiled model's own are not known here.
 
-    Only shapes are computed: a model whose Python reads values (`.item()`) reads zeros.
+    The call is taken as one without gradients, and `strict` raises nothing. Only shapes are computed: a model whose
+    Python reads values (`.item()`) reads zeros.
 
     Returns:
         The sites of all graphs that Dynamo makes of the call, in order.
@@ -35,7 +35,7 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
         UnknownOption, OptionOutOfRange, OptionOfWrongType: the options are not as documented.
         NothingTraced: Dynamo could make no graph of the call.
     """
-    parsed = dataclasses.replace(parse_options(options), inner="aot_eager", mode=None)
+    parsed = dataclasses.replace(read_options(options), inner="aot_eager", mode=None)
     reports: list[Report] = []
 
     def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -60,7 +60,8 @@ _UNLIMITED = {"recompile_limit": 2**31 - 1, "accumulated_recompile_limit": 2**31
 @contextlib.contextmanager
 def _as_written(model: torch.nn.Module) -> Iterator[None]:
     """Inside, no module of the model runs what `module.compile()` has put in its place."""
-    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    compiled = {module: module._compiled_call_impl for module in modules if module._compiled_call_impl}
     try:
         for module in compiled:
             module._compiled_call_impl = None

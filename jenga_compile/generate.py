@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,10 @@ from jenga_compile.report import Report
 
 if TYPE_CHECKING:
     from jenga_compile.zoo.pipeline import ToyVideoPipeline
+
+
+MOST_PIXELS = 2048
+"""Side of the largest file written."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,18 +57,23 @@ class Request:
         for name, low, high in (("steps", 1, 1000), ("size", 32, 256), ("scale", 1, 32), ("fps", 1, 120)):
             value = getattr(self, name)
             if not low <= value <= high:
-                raise OutOfRange(name=name, value=value, expected=f"[{low}, {high}]", way_out="Choose one in it.")
-        if not math.isfinite(self.guidance):
+                raise OutOfRange(name=name, value=value, expected=f"[{low}, {high}]", way_out="Stay within.")
+        if not 0 <= self.guidance <= 100:
             raise OutOfRange(
-                name="guidance", value=self.guidance, expected="the finite numbers", way_out="Try 3; 1 switches it off."
+                name="guidance", value=self.guidance, expected="[0, 100]", way_out="Try 3; 1 switches it off."
             )
+        if self.size * self.scale > MOST_PIXELS:
+            way_out = f"Use at most {MOST_PIXELS // self.size} at this size."
+            raise OutOfRange(name="scale", value=self.scale, expected=f"{MOST_PIXELS} pixels a side", way_out=way_out)
+        if self.output.suffix.lower() == ".gif" and self.fps > 50:
+            raise OutOfRange(name="fps", value=self.fps, expected="[1, 50] for a .gif", way_out="Write an .mp4.")
         if not self.prompt.strip():
             raise PromptEmpty(prompts=[self.prompt])
         if not 0 <= self.seed < 2**63:
             raise OutOfRange(name="seed", value=self.seed, expected="[0, 2**63)", way_out="Seeds are not negative.")
         if self.dense and self.compare:
             raise OptionsAtOdds(
-                name="--compare", value=True, beside="beside --dense", way_out="Drop --dense: --compare makes both."
+                name="compare", value=True, beside="beside --dense", way_out="Drop --dense: --compare makes both."
             )
 
     @property
@@ -82,8 +90,8 @@ class Run:
     """One video and what it took."""
 
     frames: Frames
-    seconds: float | None
-    """Wall time of the denoising loop, compilation not included; None for one step, which is mostly that."""
+    pace: float | None
+    """Seconds a denoising step, without the first, which compiles; None if it was the only one."""
     report: Report
 
 
@@ -97,35 +105,37 @@ def generate(request: Request) -> str:
     runs = {"dense": _sample(pipe, request, carved=False)} if request.dense or request.compare else {}
     if not request.dense:
         runs["carved"] = _sample(pipe, request, carved=True)
-    *_, (_, main) = runs.items()
-    _write(request, main, runs.get("dense"))
-    lines = [f"wrote {request.output}: {_describe(main.frames, request)}"]
+    run = runs["dense" if request.dense else "carved"]
+    _write(request, run, runs.get("dense"))
+    lines = [f"wrote {request.output}: {_describe(run.frames, request)}"]
     if request.compare:
-        lines += _compare(request, main, runs["dense"])
-    elif main.seconds is not None:
-        lines.append(f"denoised in {main.seconds:.1f} s")
+        lines += _compare(request, run, runs["dense"])
+    elif run.pace is not None:
+        lines.append(f"{run.pace:.2f} s a step, after the first")
     if not request.dense:
-        lines += ["", str(main.report)]
-    if not request.dense and main.report.carved == 0:
-        lines.append(f"nothing was carved: {request.size} pixels are too few, so this is the dense video")
+        lines += ["", str(run.report)]
+    if not request.dense and run.report.carved == 0:
+        lines.append("nothing was carved, for the reasons above: this is the dense video")
     return "\n".join(lines)
 
 
-def _write(request: Request, main: Run, dense: Run | None) -> None:
+def _write(request: Request, run: Run, dense: Run | None) -> None:
     with all_or_none(request.files) as (output, *beside):
-        encode(output, main.frames, fps=request.fps, scale=request.scale)
+        encode(output, run.frames, fps=request.fps, scale=request.scale)
         if request.compare and dense is not None:
             encode(beside[0], dense.frames, fps=request.fps, scale=request.scale)
-            rows = [frames.repeat(2, axis=1).repeat(2, axis=2) for frames in (dense.frames, main.frames)]
+            rows = [frames.repeat(2, axis=1).repeat(2, axis=2) for frames in (dense.frames, run.frames)]
             write_image(beside[1], contact_sheet(rows))
 
 
 def _compare(request: Request, carved: Run, dense: Run) -> list[str]:
     _, beside, sheet = request.files
     lines = [f"wrote {beside}: the same seed, dense attention", f"wrote {sheet}: dense above, carved below"]
-    if carved.seconds and dense.seconds:
-        ratio = dense.seconds / carved.seconds
-        lines.append(f"denoised in {carved.seconds:.1f} s carved, {dense.seconds:.1f} s dense ({ratio:.2f}x)")
+    if carved.pace and dense.pace:
+        ratio = dense.pace / carved.pace
+        lines.append(
+            f"{carved.pace:.2f} s a step carved, {dense.pace:.2f} s dense ({ratio:.2f}x), after the first step"
+        )
     return [*lines, f"PSNR of carved against dense: {psnr(carved.frames, dense.frames):.1f} dB"]
 
 
@@ -149,7 +159,7 @@ def _sample(pipe: ToyVideoPipeline, request: Request, *, carved: bool) -> Run:
         ).frames[0]
     finally:
         pipe.transformer = plain
-    return Run(frames.numpy(), clock.seconds(request.steps), sum(reports, Report()))
+    return Run(frames.numpy(), clock.pace(), sum(reports, Report()))
 
 
 class _Clock:
@@ -164,10 +174,10 @@ class _Clock:
         self._marks.append(time.perf_counter())
         return {}
 
-    def seconds(self, steps: int) -> float | None:
-        """All steps at the mean pace of those after the first; None if there are none."""
+    def pace(self) -> float | None:
+        """Mean seconds a step; None if no step came after the first."""
         laps = len(self._marks) - 1
-        return (self._marks[-1] - self._marks[0]) / laps * steps if laps else None
+        return (self._marks[-1] - self._marks[0]) / laps if laps else None
 
 
 def _pipeline(device: torch.device) -> ToyVideoPipeline:

@@ -6,8 +6,10 @@ Frames are uint8 [T, H, W, 3], RGB.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jenga_compile.errors import OutputFolderMissing, OutputIsFolder, UnknownVideoFormat, VideoNotWritten
+from jenga_compile.errors import (
+    OutputFolderMissing,
+    OutputIsFolder,
+    OutputUnusable,
+    UnknownVideoFormat,
+    VideoNotWritten,
+)
 
 Frames = npt.NDArray[np.uint8]
 
@@ -29,16 +37,26 @@ def check_output(path: Path, formats: Sequence[str] = FORMATS) -> None:
 
     Raises:
         UnknownVideoFormat: the suffix is none of `formats`.
-        OutputFolderMissing: the folder does not exist, or cannot be written to.
+        OutputUnusable: no file can have this name, or what has it is no file.
         OutputIsFolder: there is a folder of this name.
+        OutputFolderMissing: the folder does not exist, or cannot be written to.
     """
     if path.suffix.lower() not in formats:
         raise UnknownVideoFormat(path=str(path), found=path.suffix or "no suffix", formats=", ".join(formats))
-    folder = path.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise OutputFolderMissing(path=str(path), folder=str(path.parent))
-    if path.is_dir():
+    try:
+        target = path.resolve()
+        kind = target.stat().st_mode if target.exists() else stat.S_IFREG
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputUnusable(path=str(path), why=getattr(error, "strerror", None) or error) from error
+    if stat.S_ISDIR(kind):
         raise OutputIsFolder(path=str(path))
+    if not stat.S_ISREG(kind):
+        raise OutputUnusable(path=str(path), why="it is no regular file")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise OutputFolderMissing(path=str(path), folder=str(path.parent)) from error
 
 
 def write_video(path: Path, frames: Frames, *, fps: int = 12, scale: int = 1) -> None:
@@ -133,8 +151,11 @@ def _write_gif(path: Path, frames: Frames, fps: int) -> None:
     from PIL import Image
 
     first, *rest = [Image.fromarray(frame).quantize(128) for frame in frames]
+    # GIF counts in hundredths of a second: what rounding takes from one frame the next gives back.
+    marks = [round(100 * frame / fps) for frame in range(len(frames) + 1)]
+    durations = [10 * (later - earlier) for earlier, later in itertools.pairwise(marks)]
     options: dict[str, Any] = {"format": "GIF", "save_all": True, "append_images": rest, "loop": 0}
-    first.save(path, duration=round(1000 / fps), **options)
+    first.save(path, duration=durations, **options)
 
 
 @contextlib.contextmanager
@@ -147,7 +168,7 @@ def all_or_none(paths: Sequence[Path]) -> Iterator[list[Path]]:
     partials: list[Path] = []
     try:
         for target in targets:
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".jenga.", suffix=target.suffix)
             os.close(handle)
             partials.append(Path(name))
         yield partials

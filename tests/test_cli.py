@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
@@ -26,6 +27,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "size odd": ([PROMPT, "--size", "65"], "size=65 is not a positive multiple of the model's patch"),
     "seed": ([PROMPT, "--seed", "-1"], "seed -1 is outside"),
     "guidance": ([PROMPT, "--guidance", "nan"], "guidance nan is outside"),
+    "guidance range": ([PROMPT, "--guidance", "1e30"], "guidance 1e+30 is outside [0, 100]"),
+    "file size": ([PROMPT, "--size", "256", "--scale", "32"], "scale 32 is outside 2048 pixels a side. Use at most 8"),
+    "gif pace": ([PROMPT, "-o", "clip.gif", "--fps", "60"], "fps 60 is outside [1, 50] for a .gif"),
+    "not a file": ([PROMPT, "-o", "/dev/null.gif/x.gif"], "cannot write"),
     "both": ([PROMPT, "--dense", "--compare"], "Drop --dense: --compare makes both"),
     "device": ([PROMPT, "--device", "cuda:99"], "device 'cuda:99' is not available"),
     "device name": ([PROMPT, "--device", "abacus"], "device 'abacus' is not available: not a device name"),
@@ -82,12 +87,20 @@ def test_one_step_has_no_pace(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command = ["generate", PROMPT, "-o", str(tmp_path / "clip.gif"), "--steps", "1", "--size", "32", "--compare"]
     assert exit_code(command) == 0
     printed = capsys.readouterr().out
-    assert "denoised in" not in printed
-    assert "nothing was carved: 32 pixels are too few" in printed
+    assert "s a step" not in printed
+    assert "nothing was carved, for the reasons above" in printed
     assert "PSNR of carved against dense: inf dB" in printed
 
 
 def test_every_file_of_a_run_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "clip.gif")
+    assert exit_code(["generate", PROMPT, "-o", str(tmp_path / "clip.gif")]) == BAD_INPUT
+    assert "it is no regular file" in capsys.readouterr().err
+    (tmp_path / "clip.gif").unlink()
+    (tmp_path / "clip.gif").symlink_to(tmp_path / "clip.gif")
+    assert exit_code(["generate", PROMPT, "-o", str(tmp_path / "clip.gif")]) == BAD_INPUT
+    assert "cannot write" in capsys.readouterr().err
+    (tmp_path / "clip.gif").unlink()
     (tmp_path / "clip.dense.gif").mkdir()
     assert exit_code(["generate", PROMPT, "-o", str(tmp_path / "clip.gif"), "--compare"]) == BAD_INPUT
     assert "clip.dense.gif': it is a folder" in capsys.readouterr().err
@@ -113,6 +126,39 @@ def test_a_failing_disk_is_one_line(
     monkeypatch.setattr(jenga_compile.generate, "generate", full)
     assert exit_code(["generate", PROMPT, "-o", str(tmp_path / "clip.mp4")]) == BAD_INPUT
     assert capsys.readouterr().err == "jenga: error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "said"), [(">&-", 0, ""), (">/dev/full", BAD_INPUT, "their report is not")]
+)
+def test_a_report_that_cannot_be_printed(redirect: str, code: int, said: str) -> None:
+    program = (
+        "import sys, jenga_compile.generate as g; g.generate = lambda request: 'x'\n"
+        "from jenga_compile.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = f'"{sys.executable}" -c "$PROGRAM" generate "{PROMPT}" -o clip.gif {redirect}'
+    done = subprocess.run(
+        command, shell=True, env={**os.environ, "PROGRAM": program}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if said else 0)
+
+
+def test_being_told_to_terminate_cleans_up(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, jenga_compile.generate as g; from jenga_compile.media import all_or_none\n"
+        "def slow(request):\n"
+        "    with all_or_none(request.files):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        import time; time.sleep(60)\n"
+        "g.generate = slow\n"
+        "from jenga_compile.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "generate", PROMPT, "-o", str(tmp_path / "clip.gif")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (INTERRUPTED, "jenga: interrupted, nothing written\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_leaves_early_is_no_failure() -> None:

@@ -118,6 +118,7 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.UnknownVideoFormat: (lambda: request(output=Path("fox.avi")), ".avi is no video format"),
     errors.OutputFolderMissing: (lambda: media.write_video(Path("nowhere/a.gif"), FRAMES), "'nowhere' is no folder"),
     errors.OutputIsFolder: (lambda: request(output=a_folder()), "it is a folder"),
+    errors.OutputUnusable: (lambda: request(output=Path("x" * 300 + ".gif")), "File name too long"),
     errors.VideoNotWritten: (write_nothing, "0 of 2 frames"),
     errors.PromptEmpty: (lambda: request(prompt=" "), "empty prompt among [' ']"),
     errors.SizeNotDivisible: (size_not_divisible, "height=66"),

@@ -61,6 +61,11 @@ def test_on_the_meta_device_nothing_is_needed() -> None:
     assert explain(model, *(x.to("meta") for x in INPUTS), options=OPTIONS).carved == 2
 
 
+def test_a_function_may_be_explained() -> None:
+    torch._dynamo.reset()
+    assert explain(lambda x: x * 2, torch.ones(3)).seen == 0  # type: ignore[arg-type]
+
+
 def test_the_models_own_argument_names_are_free() -> None:
     class Named(nn.Module):
         def forward(self, model: torch.Tensor) -> torch.Tensor:

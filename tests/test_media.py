@@ -31,6 +31,15 @@ def test_a_gif_has_all_frames_at_the_enlarged_size(tmp_path: Path) -> None:
         assert (image.n_frames, image.size) == (5, (72, 48))  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("fps", [12, 30, 50])
+def test_a_gif_keeps_its_pace(tmp_path: Path, fps: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (fps, 8, 8, 3), dtype=np.uint8)
+    media.write_video(tmp_path / "clip.gif", frames, fps=fps)
+    with Image.open(tmp_path / "clip.gif") as image:
+        durations = [(image.seek(frame), image.info["duration"])[1] for frame in range(fps)]
+    assert sum(durations) == 1000
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio's reader leaves its pipes open
 def test_an_mp4_reads_back_close_to_what_was_written(tmp_path: Path) -> None:
     import imageio.v3 as imageio

@@ -28,11 +28,15 @@ from jenga_compile.passes.graph import shape_of
 
 aten = torch.ops.aten
 Factors = tuple[int, ...]
+"""Sizes of the dimensions over which a tensor spreads the tokens, most significant first."""
+
 Grid = tuple[int, int, int]
 Place = tuple[Node, Axis]
+"""A tensor, and where the site's tokens lie in it."""
 
-_MOST_AXES = 16
-"""Axes of one node that the walk follows further."""
+_MOST_AXES = 32
+"""Axes under which a node is followed at most. A model that shifts its tokens layer by layer would show a node under
+ever more of them; its sites are left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Factored:
 
     in_order: bool
     """False where the walk ends in, or meets a convolution over, a tensor that holds the tokens in another order."""
+
+
+_CUT_SHORT = Factored(0, 0, (), None, True)
+"""Stands for what a walk that was cut short has not seen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +89,7 @@ class LayoutInference:
         self._options = options
         self._known: dict[Place, frozenset[Factored]] = {}
         self._parents: dict[Place, list[Place]] = {}
-        self._visits: Counter[Node] = Counter()
+        self._axes: Counter[Node] = Counter()
 
     def layout(self, query: Node, key: Node) -> Layout:
         """Layout of the site with queries [B, H, L, D] and keys [B, H, L, D]; `Unproven` says why there is none."""
@@ -104,7 +112,8 @@ class LayoutInference:
             if len(proven) < len(shown):
                 raise Unproven(f"only one of queries and keys lies on grid {layout.grid}")
             if layout.grid != grid or (self._options.text is not None and layout.start not in starts):
-                raise Unproven(f"the given grid {grid} contradicts {layout}, which the graph shows")
+                given = f"{grid}" + (f" with text {self._options.text}" if self._options.text else "")
+                raise Unproven(f"the given grid {given} contradicts {layout}, which the graph shows: leave it out")
             return layout
         if self._options.text is None:
             starts = {fact.start for facts in shown for fact in facts if fact.stop - fact.start == video} or starts
@@ -123,6 +132,9 @@ class LayoutInference:
                 pending.pop()
                 continue
             above = self._above(place, tokens)
+            if above is None:
+                self._known[place] = frozenset({_CUT_SHORT})
+                continue
             unknown = [parent for parent in above if parent not in self._known]
             if unknown:
                 pending += unknown
@@ -131,14 +143,13 @@ class LayoutInference:
             pending.pop()
         return self._known[root]
 
-    def _above(self, place: Place, tokens: int) -> list[Place]:
-        """Where the walk goes on. A graph that shifts its tokens layer by layer shows a node at ever more offsets."""
+    def _above(self, place: Place, tokens: int) -> list[Place] | None:
+        """The places one op up from `place`; None if its node has been visited under `_MOST_AXES` axes before."""
         if place not in self._parents:
-            node = place[0]
-            self._visits[node] += 1
-            within = self._visits[node] <= _MOST_AXES
-            parents = follow(*place).parents if within else []
-            self._parents[place] = [parent for parent in parents if _overlaps(parent[1], tokens)]
+            self._axes[place[0]] += 1
+            if self._axes[place[0]] > _MOST_AXES:
+                return None
+            self._parents[place] = [parent for parent in follow(*place).parents if _overlaps(parent[1], tokens)]
         return self._parents[place]
 
 
@@ -183,6 +194,8 @@ def _slid_over(digits: list[Digit], node: Node) -> Grid | None:
 
 
 def _read(facts: frozenset[Factored], tokens: int) -> Layout:
+    if _CUT_SHORT in facts:
+        raise Unproven(f"no grid: the graph shows a tensor of these {tokens} tokens at more than {_MOST_AXES} offsets")
     shown = [fact for fact in facts if len(fact.factors) > 1 or fact.grid is not None]
     if not shown:
         raise Unproven(f"no grid: nothing in the graph splits these {tokens} tokens into frames, rows and columns")

@@ -144,7 +144,10 @@ def test_a_given_grid_that_fits_twice_asks_for_the_side() -> None:
 
 def test_a_given_grid_that_the_graph_contradicts_is_refused() -> None:
     for site in sites(PlainDiT(), latents(), prompt(), grid=(3, 6, 8)).sites:
-        assert site.reason == "the given grid (3, 6, 8) contradicts (3, 8, 6) from token 0, which the graph shows"
+        assert (
+            site.reason
+            == "the given grid (3, 6, 8) contradicts (3, 8, 6) from token 0, which the graph shows: leave it out"
+        )
     assert sites(PlainDiT(), latents(), prompt(), grid=(3, 8, 6)).carved == 2
 
 
@@ -219,7 +222,10 @@ def test_a_convolutions_grid_survives_other_views() -> None:
 
 def test_a_given_side_that_the_graph_contradicts_is_refused() -> None:
     for site in sites(PlainDiT(), latents(), prompt(), grid=(3, 8, 6), text="before").sites:
-        assert site.reason == "the given grid (3, 8, 6) contradicts (3, 8, 6) from token 0, which the graph shows"
+        assert site.reason == (
+            "the given grid (3, 8, 6) with text before contradicts (3, 8, 6) from token 0, which the graph shows: "
+            "leave it out"
+        )
 
 
 def test_a_given_grid_does_not_make_cross_attention_self_attention() -> None:
