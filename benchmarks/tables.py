@@ -76,7 +76,7 @@ def _judge(result: Any) -> list[tuple[str, str]]:
         found[what] = f"{what} {hits} of {clips} (chance {chance:.0f})"
     return [
         (
-            "packaged model's dense clips (guidance 3) in which a separately trained classifier reads what the prompt said",
+            "packaged model's dense clips (guidance 3) in which a classifier reads what the prompt said",
             ", ".join(found.values()),
         )
     ]

@@ -31,8 +31,11 @@ def test_every_option_stands_in_the_table_with_its_default() -> None:
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
-def test_every_link_leads_to_a_file(link: str) -> None:
-    assert (ROOT / link).is_file()
+def test_every_link_leads_somewhere(link: str) -> None:
+    file, _, heading = link.partition("#")
+    assert not file or (ROOT / file).is_file()
+    headings = [line.strip("# ").lower().replace(" ", "-") for line in README.splitlines() if line.startswith("#")]
+    assert not heading or heading in headings
 
 
 @pytest.mark.parametrize("verb", re.findall(r"make (\w+)", README))
