@@ -7,6 +7,7 @@ Leaves     a softmax that no matrix product consumes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from jenga_compile.report import Site
 _ENCODER_LAYER = torch._transformer_encoder_layer_fwd
 _MULTI_HEAD = (F.multi_head_attention_forward, torch._native_multi_head_attention, _ENCODER_LAYER)
 _PRODUCTS = ("matmul", "bmm", "einsum")
-_VIEWS = ("transpose", "permute", "t", "reshape", "view", "expand", "to", "contiguous", "getitem")
+_KEEPS_VALUES = ("transpose", "permute", "t", "reshape", "view", "expand", "to", "contiguous", "getitem")
 
 Facts = dict[str, Any]
 """Fields of a `Site`."""
@@ -60,8 +61,9 @@ def _multi_head(node: Node) -> Facts | None:
 def _other_kernel(node: Node) -> Facts | None:
     """Any other function with attention in its name, on q, k and v or the three packed."""
     name = _name(node)
-    known = node.op != "call_function" or node.target in (F.scaled_dot_product_attention, ATTENTION)
-    if known or not ("attention" in name or "attn" in name):
+    if node.op != "call_function" or node.target in (F.scaled_dot_product_attention, ATTENTION):
+        return None
+    if "attention" not in name and "attn" not in name:
         return None
     shapes = [_shape(tensor) for tensor in (*node.args, *node.kwargs.values()) if is_tensor(tensor)]
     query, key = (shapes[0], shapes[1 if len(shapes) > 1 else 0]) if shapes else ((), ())
@@ -91,10 +93,13 @@ def _written_out(node: Node) -> Facts | None:
     weights, dim = _shape(node), argument(node, 1, "dim")
     if len(weights) < 2 or not isinstance(dim, int) or dim % len(weights) < len(weights) - 2:
         return None
-    logits, product = _product_before(node), _product_after(node)
+    logits = _product(node, lambda place: place.all_input_nodes)
+    product = _product(node, lambda place: place.users)
     if logits is None or product is None:
         return None
-    *batch, queries, keys = weights if dim % len(weights) == len(weights) - 1 else (*weights[:-2], *weights[:-3:-1])
+    *batch, queries, keys = weights
+    if dim % len(weights) == len(weights) - 2:
+        queries, keys = keys, queries
     return dict(
         reason="written out as softmax and matrix product: only torch's scaled_dot_product_attention is carved",
         batch=batch[0] if batch else 1,
@@ -105,33 +110,21 @@ def _written_out(node: Node) -> Facts | None:
     )
 
 
-def _product_before(softmax: Node) -> Node | None:
-    """The product of two activations that the logits are before scaling and masks; with a learned factor it is none."""
+def _product(softmax: Node, neighbours: Callable[[Node], Iterable[Node]]) -> Node | None:
+    """The nearest product of two activations before or after `softmax`, past scaling, masks, casts and views.
+
+    A product with a learned factor is a projection, and then there is no attention.
+    """
     pending, seen = [softmax], {softmax}
     while pending:
-        for source in pending.pop().all_input_nodes:
-            if source in seen or not is_tensor(source):
+        for node in neighbours(pending.pop()):
+            if node in seen or not is_tensor(node):
                 continue
-            seen.add(source)
-            if _is_product(source):
-                return source if not any(map(_is_parameter, source.all_input_nodes)) else None
-            if _size(_shape(source)) == _size(_shape(softmax)):
-                pending.append(source)
-    return None
-
-
-def _product_after(softmax: Node) -> Node | None:
-    """The matrix product that consumes the weights, past casts, dropout and views of them."""
-    pending, seen = [softmax], {softmax}
-    while pending:
-        for user in pending.pop().users:
-            if user in seen or not is_tensor(user):
-                continue
-            seen.add(user)
-            if _is_product(user):
-                return user if not any(map(_is_parameter, user.all_input_nodes)) else None
-            if _size(_shape(user)) == _size(_shape(softmax)):
-                pending.append(user)
+            seen.add(node)
+            if _is_product(node):
+                return node if not any(map(_is_parameter, node.all_input_nodes)) else None
+            if _size(_shape(node)) == _size(_shape(softmax)):
+                pending.append(node)
     return None
 
 
@@ -140,7 +133,7 @@ def _is_product(node: Node) -> bool:
 
 
 def _is_parameter(node: Node) -> bool:
-    while node.op != "placeholder" and _name(node) in _VIEWS:
+    while _name(node) in _KEEPS_VALUES and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return isinstance(node.meta.get("example_value"), torch.nn.Parameter)
 

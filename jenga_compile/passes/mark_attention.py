@@ -49,7 +49,7 @@ def _site(node: Node, call: dict[str, Any], rejection: str | None, ledger: Ledge
     return Site(
         path=module_path(node),
         decision="left",
-        reason=rejection or "the compiler removed the call",
+        reason=rejection or "the compiler removed the call",  # stands if no later pass meets the call again
         batch=query[0] if len(query) == 4 else 1,
         heads=query[-3] if len(query) >= 3 else 1,
         queries=query[-2],
