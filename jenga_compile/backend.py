@@ -50,9 +50,10 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None = None) -> 
         UnknownOption, OptionOutOfRange, OptionOfWrongType, OptionsAtOdds, ModeAndOptions: they are not as documented.
     """
     parsed = parse_options(options, mode)
-    modes = tuple(torch._inductor.list_mode_options())
-    if parsed.mode is not None and parsed.mode not in modes:
-        raise OptionOutOfRange(name="mode", value=parsed.mode, expected=f"{modes}", way_out="Pick one of them.")
+    if parsed.mode is not None:
+        modes = tuple(torch._inductor.list_mode_options())
+        if parsed.mode not in modes:
+            raise OptionOutOfRange(name="mode", value=parsed.mode, expected=f"{modes}", way_out="Pick one of them.")
     return parsed
 
 

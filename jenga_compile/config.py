@@ -58,6 +58,10 @@ class Carving:
         """Whether so many tokens are fewer blocks than `min_blocks`."""
         return -(-tokens // BLOCK) < self.min_blocks
 
+    def is_meant(self, queries: int, keys: int) -> bool:
+        """Whether attention of these sizes is large self-attention, which leaving dense costs speed."""
+        return queries == keys and not self.is_short(queries)
+
     def __post_init__(self) -> None:
         for name, value in (("keep", self.keep), ("cutoff", self.cutoff)):
             _require_type(_is_number(value), name, value, "a number", "Pass a fraction, e.g. 0.3.")

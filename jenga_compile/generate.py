@@ -17,7 +17,6 @@ from jenga_compile.errors import (
     OptionsAtOdds,
     OutOfRange,
     PromptEmpty,
-    SizeNotDivisible,
 )
 from jenga_compile.media import Frames, all_or_none, check_output, contact_sheet, encode, psnr, write_image
 from jenga_compile.report import Report
@@ -98,10 +97,7 @@ class Run:
 def generate(request: Request) -> str:
     """Make the video, write its files, and return the report as text."""
     pipe = _pipeline(_device(request.device))
-    patch = pipe.transformer.config.patch_size
-    if request.size % patch:
-        near = round(request.size / patch) * patch
-        raise SizeNotDivisible(name="size", size=request.size, patch=patch, near=near)
+    pipe.check_inputs([request.prompt], size=request.size)
     runs = {"dense": _sample(pipe, request, carved=False)} if request.dense or request.compare else {}
     if not request.dense:
         runs["carved"] = _sample(pipe, request, carved=True)

@@ -49,7 +49,7 @@ def size_not_divisible() -> None:
     from jenga_compile.zoo.pipeline import ToyVideoPipeline
 
     stub = SimpleNamespace(transformer=SimpleNamespace(config=SimpleNamespace(patch_size=4)))
-    ToyVideoPipeline._check(stub, ["a fox"], height=66, width=64)  # type: ignore[arg-type]
+    ToyVideoPipeline.check_inputs(stub, ["a fox"], height=66, width=64)  # type: ignore[arg-type]
 
 
 def weights_missing() -> None:

@@ -33,8 +33,7 @@ def enter_other_attention(gm: GraphModule, ledger: Ledger) -> None:
         for node in graph_module.graph.nodes:
             facts = _multi_head(node) or _other_kernel(node) or _written_out(node)
             if facts is not None:
-                large = not ledger.options.carving.is_short(facts["queries"])
-                intended = large and facts["queries"] == facts["keys"]
+                intended = ledger.options.carving.is_meant(facts["queries"], facts["keys"])
                 ledger.enter(Site(path=module_path(node), decision="left", intended=intended, **facts))
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from jenga_compile.passes.graph import graphs_of, is_data_dependent, module_path, sizes_of
+from jenga_compile.passes.graph import graphs_of, is_data_dependent, module_path, sizes_of, tensor_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
 from jenga_compile.report import Site
@@ -56,18 +56,18 @@ def _site(node: Node, call: dict[str, Any], rejection: str | None, ledger: Ledge
         keys=key[-2],
         head_dim=query[-1],
         masked=call["attn_mask"] is not None,
-        intended=query[-2] == key[-2] and not ledger.options.carving.is_short(query[-2]),
+        intended=ledger.options.carving.is_meant(query[-2], key[-2]),
     )
 
 
 def check(node: Node, call: dict[str, Any]) -> str | None:
     """Why a call cannot be carved, as far as the call itself shows; None if it may be."""
-    query, key, value = (_example(call[name]) for name in ("query", "key", "value"))
+    query, key, value = (tensor_of(call[name]) for name in ("query", "key", "value"))
     if any(is_data_dependent(call[name]) for name in ("query", "key", "value")):
         return "a size that depends on data"
-    if torch._C._functorch.is_functorch_wrapped_tensor(_example(node)):
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor_of(node)):
         return "inside a torch.func transform"
-    if _example(node).requires_grad:
+    if tensor_of(node).requires_grad:
         return "gradients required: carving is inference only, run the model under torch.no_grad()"
     if query.dim() != 4:
         return f"{query.dim()} dimensions: expected [batch, heads, tokens, head_dim]"
@@ -84,13 +84,13 @@ def check(node: Node, call: dict[str, Any]) -> str | None:
     if query.shape[:3] != key.shape[:3] or query.shape[:3] != value.shape[:3]:
         return f"broadcast: keys {list(key.shape)} and values {list(value.shape)} for queries {list(query.shape)}"
     mask = call["attn_mask"]
-    if mask is not None and _example(mask).dtype is not torch.bool:
-        return f"additive mask of {_example(mask).dtype}: only boolean key-padding masks are carved"
+    if mask is not None and tensor_of(mask).dtype is not torch.bool:
+        return f"additive mask of {tensor_of(mask).dtype}: only boolean key-padding masks are carved"
     return None
 
 
 def _rewrite(gm: GraphModule, node: Node, call: dict[str, Any], number: int) -> None:
-    out = _example(node)
+    out = tensor_of(node)
     with gm.graph.inserting_before(node):
         tensors = [_cast(gm, call[name], out.dtype) for name in ("query", "key", "value")]
         marked = gm.graph.call_function(ATTENTION, (*tensors, call["attn_mask"], call["scale"], number))
@@ -107,19 +107,13 @@ def _rewrite(gm: GraphModule, node: Node, call: dict[str, Any], number: int) -> 
 
 def _cast(gm: GraphModule, tensor: Node, dtype: torch.dtype) -> Node:
     """What autocast does to an argument of the call."""
-    if _example(tensor).dtype == dtype:
+    if tensor_of(tensor).dtype == dtype:
         return tensor
     cast = gm.graph.call_method("to", (tensor, dtype))
-    cast.meta = {**tensor.meta, "example_value": _example(tensor).to(dtype)}
+    cast.meta = {**tensor.meta, "example_value": tensor_of(tensor).to(dtype)}
     return cast
 
 
 def _arguments(node: Node) -> dict[str, Any]:
     given = dict(zip(_POSITIONAL, node.args, strict=False))
     return {**_DEFAULTS, **given, **node.kwargs}
-
-
-def _example(node: Node) -> torch.Tensor:
-    value = node.meta["example_value"]
-    assert isinstance(value, torch.Tensor)
-    return value

@@ -82,11 +82,6 @@ def transpose_rule(node: Node, axis: Axis) -> Step:
     return Step().reach(node.args[0], axis.map_dims(lambda dim: swap.get(dim, dim)))
 
 
-def real_rule(node: Node, axis: Axis) -> Step:
-    """Complex numbers as pairs: the last dimension is new."""
-    return Step() if len(shape_of(node)) - 1 in axis.dims else Step().reach(node.args[0], axis)
-
-
 def select_rule(node: Node, axis: Axis) -> Step:
     source = node.args[0]
     assert isinstance(source, Node)
@@ -225,7 +220,8 @@ def matmul_rule(node: Node, axis: Axis) -> Step:
     return step
 
 
-def linear_rule(node: Node, axis: Axis) -> Step:
+def last_dim_rule(node: Node, axis: Axis) -> Step:
+    """The last dimension is made anew, by a linear layer or as the pair of a complex number; rows stay rows."""
     return Step() if len(shape_of(node)) - 1 in axis.dims else Step().reach(node.args[0], axis)
 
 

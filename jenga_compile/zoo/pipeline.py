@@ -100,7 +100,7 @@ class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
             PromptEmpty, SizeNotDivisible: before any work.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        self._check(prompts, height=height, width=width, num_frames=num_frames)
+        self.check_inputs(prompts, height=height, width=width, num_frames=num_frames)
         transformer, device = self.transformer, self.transformer.device
         guided = guidance_scale != 1.0
         text = self._encode(prompts, guided)
@@ -118,7 +118,12 @@ class ToyVideoPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.maybe_free_model_hooks()
         return ToyVideoOutput(frames=clip if output_type == "latent" else to_uint8(clip))
 
-    def _check(self, prompts: Sequence[str], **sizes: int) -> None:
+    def check_inputs(self, prompts: Sequence[str], **sizes: int) -> None:
+        """Raise unless there are prompts, none empty, and every size, by its name, is a multiple of the patch.
+
+        Raises:
+            PromptEmpty, SizeNotDivisible: it is not so.
+        """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise PromptEmpty(prompts=list(prompts))
         config = self.transformer.config
