@@ -125,20 +125,10 @@ class Options:
             "a callable",
             "Pass a function of one report, e.g. print.",
         )
-        _require_type(
-            self.grid is None or isinstance(self.grid, tuple),
-            "grid",
-            self.grid,
-            "three positive integers (t, h, w)",
-            "Pass the token grid after patchifying, e.g. (32, 45, 80).",
-        )
-        _require(
-            self.grid is None or (len(self.grid) == 3 and all(type(n) is int and n > 0 for n in self.grid)),
-            "grid",
-            self.grid,
-            "three positive integers (t, h, w)",
-            "Pass the token grid after patchifying, e.g. (32, 45, 80).",
-        )
+        grid = ("three positive integers (t, h, w)", "Pass the token grid after patchifying, e.g. (32, 45, 80).")
+        _require_type(self.grid is None or isinstance(self.grid, tuple), "grid", self.grid, *grid)
+        sizes = self.grid is None or (len(self.grid) == 3 and all(type(n) is int and n > 0 for n in self.grid))
+        _require(sizes, "grid", self.grid, *grid)
         _require(
             self.text in (None, *get_args(TextSide)),
             "text",

@@ -32,17 +32,17 @@ FORMATS = (".mp4", ".gif", ".png")
 """What `write_video` can write: H.264, an animation, a contact sheet."""
 
 
-def check_output(path: Path, formats: Sequence[str] = FORMATS) -> None:
+def check_output(path: Path) -> None:
     """Raise before any work starts if `path` cannot be written as a video.
 
     Raises:
-        UnknownVideoFormat: the suffix is none of `formats`.
+        UnknownVideoFormat: the suffix is none of `FORMATS`.
         OutputUnusable: no file can have this name, or what has it is no file.
         OutputIsFolder: there is a folder of this name.
         OutputFolderMissing: the folder does not exist, or cannot be written to.
     """
-    if path.suffix.lower() not in formats:
-        raise UnknownVideoFormat(path=str(path), found=path.suffix or "no suffix", formats=", ".join(formats))
+    if path.suffix.lower() not in FORMATS:
+        raise UnknownVideoFormat(path=str(path), found=path.suffix or "no suffix", formats=", ".join(FORMATS))
     try:
         target = path.resolve()
         kind = target.stat().st_mode if target.exists() else stat.S_IFREG
@@ -63,7 +63,7 @@ def write_video(path: Path, frames: Frames, *, fps: int = 12, scale: int = 1) ->
     """Write frames as the format that the suffix of `path` names, each pixel enlarged to `scale` x `scale`.
 
     Raises:
-        UnknownVideoFormat, OutputFolderMissing, OutputIsFolder: as `check_output`.
+        UnknownVideoFormat, OutputUnusable, OutputIsFolder, OutputFolderMissing: as `check_output`.
         OSError: the disk took less than all of it; `path` is then as it was.
     """
     check_output(path)
