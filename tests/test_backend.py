@@ -125,6 +125,7 @@ def test_training_still_works_and_is_reported() -> None:
 
 def test_without_a_compiler_the_carved_graph_runs_op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jenga_compile.backend, "_has_cpp_compiler", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reports: list[Report] = []
     with pytest.warns(CarvingWarning, match="no C\\+\\+ compiler"):
         out = run(PlainDiT(), *INPUTS, keep=1.0, inner="inductor", on_report=reports.append)
