@@ -26,10 +26,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.environment import environment
 from jenga_compile import kernels
-from jenga_compile.block_mask import adjacency
+from jenga_compile.block_mask import Adjacency, adjacency
 from jenga_compile.config import CurveKind
 from jenga_compile.curve import curve_order
 from jenga_compile.grid import TokenGrid
+from jenga_compile.kernels import static_masks
 from jenga_compile.kernels.knobs import Knobs, lookup, make_knobs, register
 
 GRID = TokenGrid(16, 32, 32)
@@ -62,6 +63,7 @@ def measure(runs: int) -> dict[str, object] | None:
     q, k, v = torch.randn(3, 1, HEADS, GRID.tokens + TEXT, DIM).unbind()
     own, knobs = torch.eye(GRID.blocks(), dtype=torch.bool), make_knobs(KEEP, 0.0)
     handle = register(Knobs(keep=0.2, cutoff=0.0))
+    masks = static_masks.register(static_masks.StaticMasks(Adjacency()))
 
     def select() -> tuple[torch.Tensor, torch.Tensor]:
         return ops.block_select(q, k, own, knobs, GRID.tokens)
@@ -75,7 +77,7 @@ def measure(runs: int) -> dict[str, object] | None:
         "dense": lambda: scaled_dot_product_attention(q, k, v),
         "carved": carved,
         "block_select": select,
-        "carved_attention": lambda: ops.carved_attention(q, k, v, None, *GRID.shape, 0, CURVE, True, handle),
+        "carved_attention": lambda: ops.carved_attention(q, k, v, None, *GRID.shape, 0, CURVE, [], masks, handle),
     }
     times = interleaved(rows, runs)
     order = torch.cat((curve_order(GRID, CURVE), torch.arange(GRID.tokens, q.shape[2])))

@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"jenga-compile {version('jenga-compile')}")
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
     _add_generate(verbs.add_parser("generate", help="make a video from a prompt with the packaged model"))
+    _add_explain(verbs.add_parser("explain", help="what carving would do to a known model, without its weights"))
     return parser
 
 
@@ -118,6 +119,41 @@ def _generate(parsed: argparse.Namespace) -> str:
 
     fields = {name: value for name, value in vars(parsed).items() if name != "run"}
     return generate(Request(**fields))
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", help="name from the list, for example hunyuan-video")
+    add("--list", action="store_true", help="list the models with their default sizes, and stop")
+    add("--size", type=_size, help="pixels, height x width, for example 720x1280 (default: the model's own)")
+    add("--frames", type=int, help="frames of the video (default: the model's own)")
+    add("--preset", help="base, turbo, flash or three_stage, or the released scripts' values, for example base_release")
+    add("--keep", type=float, help="least fraction of video blocks to attend to, in (0, 1] (default: 0.3)")
+    add("--cutoff", type=float, help="softmax mass that the kept blocks must exceed, in [0, 1) (default: 0.3)")
+    add("--layers", type=int, help="cut the model to so many blocks of each kind (default: all)")
+    add("--batch", type=int, default=1, help="samples a call; 2 where guidance doubles the batch (default: 1)")
+    add("--json", type=Path, help="also write all of it to this file; - prints it and nothing else")
+    parser.set_defaults(run=_explain, parser=parser)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not (x and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form HEIGHTxWIDTH, for example 720x1280")
+    return int(height), int(width)
+
+
+def _explain(parsed: argparse.Namespace) -> str:
+    if parsed.model is None and not parsed.list:
+        parsed.parser.error("name a model, or --list them")
+
+    from jenga_compile.forecast import Request
+    from jenga_compile.forecast_text import listed, run
+
+    if parsed.list:
+        return listed()
+    fields = {name: value for name, value in vars(parsed).items() if name not in ("run", "parser", "list")}
+    return run(Request(**fields))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from jenga_compile.errors import ModeAndOptions, OptionOfWrongType, OptionOutOfRange, OptionsAtOdds, UnknownOption
 
 if TYPE_CHECKING:
+    from jenga_compile.block_mask import Mask
+    from jenga_compile.kernels.knobs import Knobs
     from jenga_compile.report import Report
 
 CurveKind = Literal["gilbert", "sliced", "linear"]
@@ -51,12 +53,25 @@ class Carving:
     adjacency: bool = True
     """Whether a query block always sees the blocks that touch it in space and time."""
 
+    blocks: Mask | None = None
+    """Which blocks are seen, as a value of `jenga_compile.block_mask`, in place of importance joined by adjacency. An
+    `Importance` in it stands for `keep` and `cutoff`. The condition is always seen."""
+
+    knobs: Knobs | None = None
+    """Live values of `keep` and `cutoff` (`jenga_compile.Knobs`): set between calls, they hold from the next call on,
+    and nothing is compiled anew."""
+
     min_blocks: int = 8
     """Sites with fewer video blocks than this stay dense: carving would cost more than it saves."""
 
+    @property
+    def longest_short(self) -> int:
+        """The most tokens that are fewer blocks than `min_blocks`."""
+        return (self.min_blocks - 1) * BLOCK
+
     def is_short(self, tokens: int) -> bool:
         """Whether so many tokens are fewer blocks than `min_blocks`."""
-        return -(-tokens // BLOCK) < self.min_blocks
+        return tokens <= self.longest_short
 
     def is_meant(self, queries: int, keys: int) -> bool:
         """Whether attention of these sizes is large self-attention, which leaving dense costs speed."""

@@ -14,7 +14,9 @@ reused wherever the same box recurs.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -28,7 +30,29 @@ from jenga_compile.grid import TokenGrid
 Order: TypeAlias = npt.NDArray[np.int64]
 
 
-def curve_order(grid: TokenGrid, kind: CurveKind = "gilbert") -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class CutCurve:
+    """A curve that starts anew at some frames, so that the frames between two cuts stay together.
+
+    Raises:
+        OptionOutOfRange: the cuts are not ascending frame numbers above 0.
+    """
+
+    kind: CurveKind
+
+    cuts: tuple[int, ...]
+    """First frames of the parts, but for the first part; a cut at or past the last frame cuts nothing."""
+
+    def __post_init__(self) -> None:
+        if not all(low < high for low, high in pairwise((0, *self.cuts))):
+            way_out = "Name frames above 0 once each, in ascending order."
+            raise OptionOutOfRange(name="cuts", value=self.cuts, expected="ascending frames", way_out=way_out)
+
+
+AnyCurve: TypeAlias = CurveKind | CutCurve
+
+
+def curve_order(grid: TokenGrid, kind: AnyCurve = "gilbert") -> torch.Tensor:
     """The linear index of the token at each curve position; `tokens[:, curve_order(grid)]` puts tokens on the curve.
 
     Args:
@@ -44,7 +68,7 @@ def curve_order(grid: TokenGrid, kind: CurveKind = "gilbert") -> torch.Tensor:
     return torch.from_numpy(order_arrays(grid, kind)[0].copy())
 
 
-def inverse_order(grid: TokenGrid, kind: CurveKind = "gilbert") -> torch.Tensor:
+def inverse_order(grid: TokenGrid, kind: AnyCurve = "gilbert") -> torch.Tensor:
     """The curve position of the token at each linear index; `tokens[:, inverse_order(grid)]` undoes `curve_order`.
 
     Args:
@@ -61,7 +85,7 @@ def inverse_order(grid: TokenGrid, kind: CurveKind = "gilbert") -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
-def order_arrays(grid: TokenGrid, kind: CurveKind) -> tuple[Order, Order]:
+def order_arrays(grid: TokenGrid, kind: AnyCurve) -> tuple[Order, Order]:
     """`curve_order` and `inverse_order` as read-only numpy arrays, built once a grid and shared.
 
     What is cached is numpy, because a tensor belongs to the mode it was made in: one made while a graph is traced is
@@ -70,7 +94,9 @@ def order_arrays(grid: TokenGrid, kind: CurveKind) -> tuple[Order, Order]:
     Raises:
         OptionOutOfRange: `kind` is not a curve.
     """
-    if kind == "gilbert":
+    if isinstance(kind, CutCurve):
+        order = _cut(grid, kind)
+    elif kind == "gilbert":
         order = _gilbert(grid)
     elif kind == "sliced":
         order = _sliced(grid)
@@ -189,3 +215,11 @@ def _sliced(grid: TokenGrid) -> Order:
         frames.append((z * h + rows) * w + columns)
         end_y, end_x = int(rows[-1]), int(columns[-1])
     return np.concatenate(frames)
+
+
+def _cut(grid: TokenGrid, curve: CutCurve) -> Order:
+    """The orders of the parts, one after the other."""
+    bounds = (0, *(cut for cut in curve.cuts if cut < grid.t), grid.t)
+    frame = grid.h * grid.w
+    parts = [(first, TokenGrid(last - first, grid.h, grid.w)) for first, last in pairwise(bounds)]
+    return np.concatenate([first * frame + order_arrays(part, curve.kind)[0] for first, part in parts])

@@ -106,6 +106,13 @@ class BlockListOutOfRange(JengaError, IndexError):
     )
 
 
+class UnknownMask(JengaError, LookupError):
+    template = (
+        "no block masks are registered under handle {handle}; there are {known} of them. Handles hold for one process: "
+        "pass what jenga_compile.kernels.static_masks.register(StaticMasks(...)) returned."
+    )
+
+
 class UnknownKnobs(JengaError, LookupError):
     template = (
         "no knobs are registered under handle {handle}; known handles: {known}. "
@@ -148,6 +155,25 @@ class SizeNotDivisible(JengaError, ValueError):
     template = "{name}={size} is not a positive multiple of the model's patch, {patch} pixels. Use {near}."
 
 
+class FramesDoNotFit(JengaError, ValueError):
+    template = "{model} has no whole number of tokens for {frames} frames. Use {near}."
+
+
+class UnknownModel(JengaError, LookupError):
+    template = "no model {name!r} in the catalogue; the nearest is {near!r}. `jenga explain --list` names them all."
+
+
+class NoNarrowModel(JengaError, NotImplementedError):
+    template = (
+        "{model} cannot be made narrow: nothing says which arguments of {transformer} set its width. "
+        "Bench a model of another class, or add the class to jenga_compile/models/narrow.py."
+    )
+
+
+class UnknownPreset(JengaError, LookupError):
+    template = "no preset {name!r}; the nearest is {near!r}. Presets: {valid}."
+
+
 class ModelWeightsMissing(JengaError, FileNotFoundError):
     template = "no model in {folder!r}: transformer/config.json is not there. Reinstall, or pass a trained folder."
 
@@ -162,3 +188,32 @@ class DeviceUnavailable(JengaError, ValueError):
 
 class ExtraMissing(JengaError, ImportError):
     template = "{module!r} is not installed. pip install 'jenga-compile[{extra}]' brings what this needs."
+
+
+class MaskNotStatic(JengaError, ValueError):
+    template = (
+        "{mask} is chosen at run time and is no matrix before. "
+        "Ask jenga_compile.block_mask.split(mask) for what is always seen and what may be."
+    )
+
+
+class ImportancesDiffer(JengaError, ValueError):
+    template = "one mask holds {first} and {second}. Importance is computed once: give it the same keep and cutoff."
+
+
+class HeadsNested(JengaError, ValueError):
+    template = "a PerHead holds {mask}, a PerHead itself. Give each head one mask."
+
+
+class MaskUnfit(JengaError, ValueError):
+    template = (
+        "a fixed mask of blocks is {found}, expected {expected}. "
+        "Make it for this grid: a row a query block, a column a key block of 128 tokens."
+    )
+
+
+class FlexMaskUnfit(JengaError, ValueError):
+    template = (
+        "this BlockMask is no mask of blocks of 128: {why}. "
+        "Tell from_flex the number of condition tokens, or keep the mask with FlexAttention."
+    )

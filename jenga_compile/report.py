@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Literal
 
 Decision = Literal["carved", "left"]
@@ -45,10 +46,18 @@ class Site:
     intended: bool = False
     """Whether the site is large self-attention, which leaving dense costs speed."""
 
+    reordered: bool = False
+    """Whether a carved site gets its tokens in order, instead of gathering them itself."""
+
     @property
-    def gathers(self) -> int:
-        """Token gathers that the site makes by itself: q, k and v in, the output back."""
-        return 4 if self.decision == "carved" else 0
+    def gathers_in(self) -> int:
+        """Token gathers that the site makes by itself on its way in: q, k and v."""
+        return 3 if self.decision == "carved" and not self.reordered else 0
+
+    @property
+    def gathers_out(self) -> int:
+        """Token gathers that the site makes by itself on its way out: its output."""
+        return 1 if self.decision == "carved" and not self.reordered else 0
 
     @property
     def dense_flops(self) -> int:
@@ -62,8 +71,20 @@ class Report:
 
     sites: tuple[Site, ...] = ()
 
+    shared_in: int = 0
+    """Token gathers that serve several sites: into the order of the curve."""
+
+    shared_out: int = 0
+    """And back into the model's order."""
+
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
+    """Time that each pass took, by its name."""
+
     def __add__(self, other: Report) -> Report:
-        return Report(self.sites + other.sites)
+        shared = (self.shared_in + other.shared_in, self.shared_out + other.shared_out)
+        seconds = Counter(self.seconds)
+        seconds.update(other.seconds)
+        return Report(self.sites + other.sites, *shared, seconds=dict(seconds))
 
     @property
     def seen(self) -> int:
@@ -78,8 +99,18 @@ class Report:
         return sum(site.decision == "left" for site in self.sites)
 
     @property
+    def gathers_in(self) -> int:
+        """Gathers into the order of the curve, shared ones and each site's own."""
+        return self.shared_in + sum(site.gathers_in for site in self.sites)
+
+    @property
+    def gathers_out(self) -> int:
+        """Gathers back into the model's order."""
+        return self.shared_out + sum(site.gathers_out for site in self.sites)
+
+    @property
     def gathers(self) -> int:
-        return sum(site.gathers for site in self.sites)
+        return self.gathers_in + self.gathers_out
 
     def to_json(self) -> str:
         return json.dumps(
@@ -87,14 +118,16 @@ class Report:
                 "seen": self.seen,
                 "carved": self.carved,
                 "left": self.left,
-                "gathers": self.gathers,
+                "gathers_in": self.gathers_in,
+                "gathers_out": self.gathers_out,
                 "sites": [dataclasses.asdict(site) for site in self.sites],
             },
             indent=2,
         )
 
     def __str__(self) -> str:
-        head = f"attention: {self.seen} seen, {self.carved} carved, {self.left} left, {self.gathers} gathers"
+        gathers = f"gathers {self.gathers_in} in, {self.gathers_out} out"
+        head = f"attention: {self.seen} seen, {self.carved} carved, {self.left} left; {gathers}"
         return "\n".join([head, *_table(self.sites)])
 
     def summary(self) -> str:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from jenga_compile import block_mask, curve
-from jenga_compile.block_mask import adjacency
+from jenga_compile import curve
+from jenga_compile.block_mask import adjacency, neighbours
 from jenga_compile.config import CurveKind
 from jenga_compile.curve import curve_order
 from jenga_compile.errors import OptionOutOfRange
@@ -85,7 +85,7 @@ def test_a_caller_cannot_write_into_the_cache() -> None:
 
 
 def test_a_first_call_under_a_mode_leaves_nothing_of_the_mode() -> None:
-    block_mask._adjacency.cache_clear()
+    neighbours.adjacency_array.cache_clear()
     curve.order_arrays.cache_clear()
     with FakeTensorMode(), torch.device("meta"), torch.inference_mode():
         adjacency(TokenGrid(4, 4, 4), block=8)
@@ -105,7 +105,7 @@ def test_720p_order_and_adjacency_in_under_a_second_cold() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        block_mask._adjacency.cache_clear()
+        neighbours.adjacency_array.cache_clear()
         curve.order_arrays.cache_clear()
         start = time.process_time()
         curve_order(TokenGrid(32, 45, 80))

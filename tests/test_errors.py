@@ -15,9 +15,12 @@ import pytest
 import torch
 
 from jenga_compile import config, errors, explain, generate, media
+from jenga_compile.block_mask import Fixed, Importance, Own, PerHead, from_flex, split, to_flex
 from jenga_compile.grid import TokenGrid
-from jenga_compile.kernels import checks, knobs
+from jenga_compile.kernels import checks, knobs, static_masks
+from jenga_compile.models.catalogue import find_model
 from jenga_compile.passes.ledger import Ledger
+from jenga_compile.presets import find_preset
 from jenga_compile.report import Site
 
 Q = torch.randn(1, 2, 300, 16)
@@ -28,7 +31,8 @@ ops = torch.ops.jenga
 
 
 def carved(**changes: object) -> None:
-    arguments = {"t": 3, "h": 8, "w": 12, "video_start": 0, "curve": "gilbert", "adjacency": True, "knobs": 0} | changes
+    arguments = {"t": 3, "h": 8, "w": 12, "video_start": 0, "curve": "gilbert"} | changes
+    arguments = {"cuts": [], "blocks": static_masks.register(static_masks.StaticMasks(Own())), "knobs": 0} | arguments
     ops.carved_attention(Q, Q, Q, None, **arguments)
 
 
@@ -89,7 +93,7 @@ def select(q: torch.Tensor = Q, k: torch.Tensor = Q, mask: torch.Tensor = EYE, v
 
 def backward() -> None:
     q = Q.clone().requires_grad_()
-    ops.carved_attention(q, Q, Q, None, 3, 8, 12, 0, "gilbert", True, 0).sum().backward()
+    ops.carved_attention(q, Q, Q, None, 3, 8, 12, 0, "gilbert", [], 0, 0).sum().backward()
 
 
 def attend_lists_out_of_range() -> None:
@@ -113,6 +117,7 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.VideoOutOfRange: (lambda: select(video=301), "video=301 is outside [1, 300]"),
     errors.VideoSpanOutOfRange: (lambda: carved(video_start=20), "a grid of 288 tokens from position 20"),
     errors.BlockListOutOfRange: (attend_lists_out_of_range, "range over"),
+    errors.UnknownMask: (lambda: carved(blocks=99_999), "handle 99999"),
     errors.UnknownKnobs: (lambda: carved(knobs=99_999), "handle 99999"),
     errors.NotDifferentiable: (backward, "jenga::carved_attention has no backward"),
     errors.UnknownVideoFormat: (lambda: request(output=Path("fox.avi")), ".avi is no video format"),
@@ -122,10 +127,18 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.VideoNotWritten: (write_nothing, "0 of 2 frames"),
     errors.PromptEmpty: (lambda: request(prompt=" "), "empty prompt among [' ']"),
     errors.SizeNotDivisible: (size_not_divisible, "height=66"),
+    errors.FramesDoNotFit: (lambda: find_model("wan2.1-t2v-14b").sizes(480, 832, 80), "80 frames. Use 77 or 81"),
+    errors.UnknownModel: (lambda: find_model("wan"), "no model 'wan' in the catalogue"),
+    errors.UnknownPreset: (lambda: find_preset("slow"), "no preset 'slow'"),
     errors.ModelWeightsMissing: (weights_missing, "no model in 'nowhere'"),
     errors.OutOfRange: (lambda: request(steps=0), "steps 0 is outside [1, 1000]"),
     errors.DeviceUnavailable: (lambda: generate._device("cuda:77"), "device 'cuda:77' is not available"),
     errors.ExtraMissing: (extra_missing, "pip install 'jenga-compile[diffusers]'"),
+    errors.MaskNotStatic: (lambda: Importance().dense(TokenGrid(2, 2, 2)), "is chosen at run time"),
+    errors.ImportancesDiffer: (lambda: split(Importance(0.5) | Importance()), "holds Importance(keep=0.3"),
+    errors.HeadsNested: (lambda: PerHead((PerHead((Own(),)),)), "a PerHead holds PerHead(masks=(Own(),))"),
+    errors.MaskUnfit: (lambda: Fixed.of(EYE).dense(TokenGrid(2, 2, 2)), "is (3, 3), expected [1, 1]"),
+    errors.FlexMaskUnfit: (lambda: from_flex(to_flex(Own(), TokenGrid(1, 16, 16)), 128), "not all of the last 128"),
 }
 
 

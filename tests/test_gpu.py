@@ -10,11 +10,14 @@ import torch
 
 from jenga_compile import Report
 from jenga_compile.backend import jenga
+from jenga_compile.block_mask import Adjacency
 from jenga_compile.cli import main
-from jenga_compile.kernels import use_reference
+from jenga_compile.kernels import static_masks, use_reference
 from jenga_compile.kernels.knobs import Knobs, register
 from tests.tolerance import assert_rounding
 from tests.toys import Toy, hunyuan, wan
+
+MASKS = static_masks.register(static_masks.StaticMasks(Adjacency()))
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +31,7 @@ def test_the_operator_agrees_with_its_definition(dtype: torch.dtype) -> None:
     q, k, v = (torch.randn(2, 3, 607, 64, generator=random).to("cuda", dtype) for _ in range(3))
     mask = torch.ones(2, 607, dtype=torch.bool, device="cuda")
     mask[0, -9:] = False
-    rest = (mask, 5, 9, 13, 3, "gilbert", True, register(Knobs(keep=0.4, cutoff=0.0)))
+    rest = (mask, 5, 9, 13, 3, "gilbert", [], MASKS, register(Knobs(keep=0.4, cutoff=0.0)))
     actual = torch.ops.jenga.carved_attention(q, k, v, *rest)
     with use_reference():
         baseline = torch.ops.jenga.carved_attention(q, k, v, *rest)

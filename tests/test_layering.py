@@ -30,7 +30,11 @@ MAY_IMPORT = {
     "explanation": COMPILER | {"backend"},
     "zoo": {"errors", "media"},
     "generate": COMPILER | {"backend", "media", "zoo"},
-    "cli": {"errors", "generate"},
+    "presets": {"errors", "config"},
+    "cost": GEOMETRY | {"report"},
+    "forecast": COMPILER | {"explanation", "cost", "presets"},
+    "forecast_text": {"forecast", "models", "presets", "report"},
+    "cli": {"errors", "generate", "forecast", "forecast_text"},
     "__init__": {"config", "explanation", "report"},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -12,6 +12,30 @@ import torch
 def without_autocast(tensor: torch.Tensor) -> torch.autocast:
     """Inside, operators compute in the types they are given and say they return, whatever the caller's mode is."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+_order: ContextVar[Callable[[int], torch.Tensor] | None] = ContextVar("jenga_order", default=None)
+
+
+def stand_in_order() -> Callable[[int], torch.Tensor] | None:
+    """The order that stands in for every curve inside `use_order`; None outside."""
+    return _order.get()
+
+
+@contextmanager
+def use_order(order: Callable[[int], torch.Tensor]) -> Iterator[None]:
+    """Inside, tokens are put in another order than a curve's, and carved attention attends to everything.
+
+    What a graph computes then must not depend on the order, which is how a reordered graph is checked.
+
+    Args:
+        order: a permutation for a number of tokens, int64 [tokens]; the same one for the same number.
+    """
+    token = _order.set(order)
+    try:
+        yield
+    finally:
+        _order.reset(token)
 
 
 _reference: ContextVar[bool] = ContextVar("jenga_reference", default=False)

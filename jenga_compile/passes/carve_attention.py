@@ -2,7 +2,7 @@
 
 Before   out: [B, H, L, D] = jenga::attention(q, k, v, mask, scale, 7)
 After    m:   [B, L]       = reshape(mask)
-         out: [B, H, L, D] = jenga::carved_attention(q, k, v, m, t, h, w, start, curve, adjacency, knobs, scale)
+         out: [B, H, L, D] = jenga::carved_attention(q, k, v, m, t, h, w, start, curve, [], blocks, knobs, scale)
 
 Fires on   self-attention over a proven or given grid of at least `min_blocks` blocks, with no mask but key padding.
 Leaves     every other site, with its reason.
@@ -14,78 +14,101 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from torch.fx import GraphModule, Node
+import torch
+from torch.fx import Graph, GraphModule, Node
 
-from jenga_compile.config import BLOCK, Carving
-from jenga_compile.kernels import knobs
+from jenga_compile.block_mask import Adjacency, Own, split
+from jenga_compile.config import Carving
+from jenga_compile.kernels import knobs, static_masks
 from jenga_compile.models import recipe_for
-from jenga_compile.passes import key_mask
-from jenga_compile.passes.graph import graphs_of, module_classes, shape_of
-from jenga_compile.passes.infer_layout import Layout, LayoutInference, Unproven
+from jenga_compile.passes.graph import graphs_of, module_classes, tensor_of
+from jenga_compile.passes.infer_layout import SymbolicLayout, short_site
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION, CARVED
+from jenga_compile.passes.sizes import SizeNodes, Valuation, valuations
+
+aten = torch.ops.aten
 
 
 def carve_attention(gm: GraphModule, ledger: Ledger) -> None:
-    inference = LayoutInference(ledger.options)
     for graph_module in graphs_of(gm):
-        for node in graph_module.graph.find_nodes(op="call_function", target=ATTENTION):
-            ledger.settle(node.args[5], **_carve(graph_module, node, inference, ledger.options.carving))
-        graph_module.recompile()
+        graph = graph_module.graph
+        sites = [
+            site for site in graph.find_nodes(op="call_function", target=ATTENTION) if site.args[5] in ledger.layouts
+        ]
+        if sites:
+            example, sizes = valuations(graph)[0], SizeNodes(graph)
+            for site in sites:
+                ledger.settle(site.args[5], **_carve(site, sizes, example, ledger))
+            graph_module.recompile()
 
 
-def _carve(gm: GraphModule, node: Node, inference: LayoutInference, carving: Carving) -> dict[str, Any]:
-    query, key, _, mask, *_ = node.args
-    assert isinstance(query, Node)
-    assert isinstance(key, Node)
-    tokens = shape_of(query)[2]
-    if carving.is_short(tokens):
-        return _short(tokens, "tokens", carving)
-    try:
-        layout = inference.layout(query, key)
-    except Unproven as unproven:
-        return {"reason": str(unproven)}
-    found = {"grid": layout.grid, "video": (layout.start, layout.stop), "text": layout.text}
-    video = layout.stop - layout.start
-    if carving.is_short(video):
-        return found | _short(video, "video tokens", carving)
-    rejection = key_mask.check(mask, layout.tokens) if isinstance(mask, Node) else None
-    if rejection is not None:
-        return found | {"reason": rejection}
-    curve = carving.curve or recipe_for(module_classes(node)).curve
-    _rewrite(gm, node, layout, (curve, carving.adjacency, _handle(carving.keep, carving.cutoff)))
-    return found | {"decision": "carved", "reason": _recognised(layout), "curve": curve}
+def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> dict[str, Any]:
+    number, mask = site.args[5], site.args[3]
+    assert isinstance(number, int)
+    layout, carving = ledger.layouts[number], ledger.options.carving
+    if sizes.at_most(layout.video, carving.longest_short):
+        return short_site(example(layout.video), "video tokens", carving)
+    if isinstance(mask, Node) and not is_key_mask(mask):
+        return {}
+    arguments = [sizes.node(size) for size in (*layout.grid, layout.start)]
+    if None in arguments:
+        return {"reason": "the sizes of its grid are computed inside the graph"}
+    curve = carving.curve or recipe_for(module_classes(site)).curve
+    _rewrite(site, arguments, (curve, [], _blocks(carving), _knobs(carving)), number)
+    return {"decision": "carved", "reason": _recognised(layout, example), "curve": curve}
 
 
-def _short(tokens: int, what: str, carving: Carving) -> dict[str, Any]:
-    reason = f"short: {tokens} {what} are fewer than min_blocks={carving.min_blocks} blocks of {BLOCK}"
-    return {"reason": reason, "intended": False}
+def is_key_mask(mask: Node) -> bool:
+    """Whether a mask is as `normalise_mask` leaves it: bool [B or 1, 1, 1, L]."""
+    value = tensor_of(mask)
+    return (
+        value.dtype is torch.bool
+        and value.dim() == 4
+        and all(isinstance(size, int) and size == 1 for size in value.shape[1:3])
+    )
+
+
+def _knobs(carving: Carving) -> int:
+    return knobs.register(carving.knobs) if carving.knobs is not None else _fixed_knobs(carving.keep, carving.cutoff)
 
 
 @functools.cache
-def _handle(keep: float, cutoff: float) -> int:
+def _fixed_knobs(keep: float, cutoff: float) -> int:
     """Equal settings share a handle, so that the graph, Inductor's cache key, does not depend on history."""
     return knobs.register(knobs.Knobs(keep=keep, cutoff=cutoff))
 
 
-def _rewrite(gm: GraphModule, node: Node, layout: Layout, how: tuple[str, bool, int]) -> None:
-    query, key, value, mask, scale, _ = node.args
-    assert isinstance(query, Node)
-    with gm.graph.inserting_before(node):
-        keys = key_mask.build(gm.graph, mask, shape_of(query)[0], layout.tokens) if isinstance(mask, Node) else None
-        carved = gm.graph.call_function(
-            CARVED,
-            (query, key, value, keys, *layout.grid, layout.start, *how, scale),
-        )
+def _blocks(carving: Carving) -> int:
+    if carving.blocks is None:
+        return static_masks.register(static_masks.StaticMasks(Adjacency() if carving.adjacency else Own()))
+    parts = split(carving.blocks)
+    return static_masks.register(static_masks.StaticMasks(parts.always, parts.allowed))
+
+
+def _rewrite(site: Node, sizes: list[Any], how: tuple[Any, ...], number: int) -> None:
+    query, key, value, mask, scale, _ = site.args
+    graph = site.graph
+    with graph.inserting_before(site):
+        keys = _flat(graph, mask, site) if isinstance(mask, Node) else None
+        carved = graph.call_function(CARVED, (query, key, value, keys, *sizes, *how, scale, False))
     # `eager_input_vals` describes the arguments of the operator that was replaced; Inductor matches it to ours.
-    carved.meta = {name: value for name, value in node.meta.items() if name != "eager_input_vals"}
-    assert shape_of(carved) == shape_of(node)
-    node.replace_all_uses_with(carved)
-    gm.graph.erase_node(node)
+    carved.meta = {name: value for name, value in site.meta.items() if name != "eager_input_vals"}
+    carved.meta["jenga_site"] = number
+    site.replace_all_uses_with(carved)
+    graph.erase_node(site)
 
 
-def _recognised(layout: Layout) -> str:
-    if layout.text == 0:
+def _flat(graph: Graph, mask: Node, site: Node) -> Node:
+    """The key mask [B, L] of a mask [B or 1, 1, 1, L]."""
+    flat = graph.call_function(aten.squeeze.dims, (mask, [1, 2]))
+    flat.meta["val"] = tensor_of(mask).squeeze((1, 2))
+    return flat
+
+
+def _recognised(layout: SymbolicLayout, example: Valuation) -> str:
+    found = layout.at(example)
+    if found.text == 0:
         return "video self-attention"
-    side = "after" if layout.start == 0 else "before" if layout.stop == layout.tokens else "on both sides"
+    side = "after" if found.start == 0 else "before" if found.stop == found.tokens else "on both sides"
     return f"joint attention, text {side}"

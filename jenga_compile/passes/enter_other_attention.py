@@ -1,8 +1,9 @@
 """Attention that is no scaled_dot_product_attention call: entered in the ledger as left, not touched.   [EXACT]
 
-Fires on   calls of other attention functions (`multi_head_attention_forward`, FlexAttention, an attention kernel's own
-           operator), and a softmax over the last dimension whose weights go into a matrix product.
-Leaves     a softmax that no matrix product consumes.
+Fires on   calls of other attention functions (FlexAttention, an attention kernel's own operator), PyTorch's layers that
+           `open_attention_layers` did not open, and what `recognise_attention` did not rewrite: a softmax between two
+           matrix products.
+Leaves     a softmax that no matrix product consumes, or whose product has a learned factor.
 """
 
 from __future__ import annotations
@@ -14,47 +15,43 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from jenga_compile.passes.graph import argument, graphs_of, integer, is_tensor, module_path, sizes_of
+from jenga_compile.config import Carving
+from jenga_compile.passes.graph import argument, graphs_of, is_tensor, module_path, sizes_of
 from jenga_compile.passes.ledger import Ledger
+from jenga_compile.passes.open_attention_layers import check as check_layer
+from jenga_compile.passes.recognise_attention import check
 from jenga_compile.passes.site import ATTENTION
+from jenga_compile.passes.written.attention import Softmax, read_attention, softmax_of
+from jenga_compile.passes.written.layer import read_layer
+from jenga_compile.passes.written.mutation import Timeline
+from jenga_compile.passes.written.product import is_parameter
 from jenga_compile.report import Site
 
-_ENCODER_LAYER = torch._transformer_encoder_layer_fwd
-_MULTI_HEAD = (F.multi_head_attention_forward, torch._native_multi_head_attention, _ENCODER_LAYER)
 _PRODUCTS = ("matmul", "bmm", "einsum")
-_KEEPS_VALUES = ("transpose", "permute", "t", "reshape", "view", "expand", "to", "contiguous", "getitem")
+_UNKNOWN_SIZES = "its sizes were not known to agree"
+"""Why a pass left what it now would take: a size has been specialised since it asked."""
 
 Facts = dict[str, Any]
 """Fields of a `Site`."""
 
 
 def enter_other_attention(gm: GraphModule, ledger: Ledger) -> None:
+    carving = ledger.options.carving
     for graph_module in graphs_of(gm):
+        timeline = Timeline(graph_module.graph)
         for node in graph_module.graph.nodes:
-            facts = _multi_head(node) or _other_kernel(node) or _written_out(node)
+            facts = _layer(node, carving) or _other_kernel(node) or _written_out(node, carving, timeline)
             if facts is not None:
-                intended = ledger.options.carving.is_meant(facts["queries"], facts["keys"])
-                ledger.enter(Site(path=module_path(node), decision="left", intended=intended, **facts))
+                intended = carving.is_meant(facts["queries"], facts["keys"])
+                ledger.enter(Site(**{"path": module_path(node), "decision": "left", "intended": intended, **facts}))
 
 
-def _multi_head(node: Node) -> Facts | None:
+def _layer(node: Node, carving: Carving) -> Facts | None:
     """PyTorch's attention layers, which take tokens and project them themselves."""
-    if node.op != "call_function" or node.target not in _MULTI_HEAD:
+    layer = read_layer(node)
+    if layer is None:
         return None
-    layer = node.target is _ENCODER_LAYER
-    first = argument(node, 0, "src" if layer else "query")
-    query, key = _shape(first), _shape(first if layer else argument(node, 1, "key"))
-    count = argument(node, 2, "num_heads") if layer else argument(node, 4, "num_heads", node.kwargs.get("num_head"))
-    heads = integer(count)
-    tokens = 0 if node.target is F.multi_head_attention_forward or len(query) == 2 else 1
-    return dict(
-        reason=f"{_name(node)}: only torch's scaled_dot_product_attention is carved",
-        batch=query[1 - tokens] if len(query) == 3 else 1,
-        heads=heads,
-        queries=query[tokens],
-        keys=key[tokens],
-        head_dim=query[-1] // heads,
-    )
+    return dict(reason=check_layer(layer, carving) or _UNKNOWN_SIZES, **layer.sizes())
 
 
 def _other_kernel(node: Node) -> Facts | None:
@@ -84,29 +81,46 @@ def _other_kernel(node: Node) -> Facts | None:
     )
 
 
-def _written_out(node: Node) -> Facts | None:
+def _written_out(node: Node, carving: Carving, timeline: Timeline) -> Facts | None:
     """softmax(q k^T) v, in whatever spelling."""
-    name = _name(node)
-    if "softmax" not in name or "log" in name or not is_tensor(node):
+    found = softmax_of(node)
+    weights, dim = (node, found.dim) if found else _loose_softmax(node)
+    if weights is None or dim % len(_shape(weights)) < len(_shape(weights)) - 2:
         return None
-    weights, dim = _shape(node), argument(node, 1, "dim")
-    if len(weights) < 2 or not isinstance(dim, int) or dim % len(weights) < len(weights) - 2:
-        return None
-    logits = _product(node, lambda place: place.all_input_nodes)
+    logits = _product(found.nodes[0] if found else node, lambda place: place.all_input_nodes)
     product = _product(node, lambda place: place.users)
     if logits is None or product is None:
         return None
-    *batch, queries, keys = weights
-    if dim % len(weights) == len(weights) - 2:
+    *batch, queries, keys = _shape(weights)
+    if dim % len(_shape(weights)) == len(_shape(weights)) - 2:
         queries, keys = keys, queries
     return dict(
-        reason="written out as softmax and matrix product: only torch's scaled_dot_product_attention is carved",
+        path=module_path(product),
+        reason=_why(found, carving, timeline),
         batch=batch[0] if batch else 1,
         heads=_size(tuple(batch[1:])),
         queries=queries,
         keys=keys,
-        head_dim=_size(_shape(product)) * keys // max(1, _size(weights)),
+        head_dim=_size(_shape(product)) * keys // max(1, _size(_shape(weights))),
     )
+
+
+def _loose_softmax(node: Node) -> tuple[Node | None, int]:
+    """Anything else with softmax in its name."""
+    name, dim = _name(node), argument(node, 1, "dim")
+    if "softmax" not in name or "log" in name or not is_tensor(node) or not isinstance(dim, int):
+        return None, 0
+    return (node, dim) if len(_shape(node)) >= 2 else (None, 0)
+
+
+def _why(found: Softmax | None, carving: Carving, timeline: Timeline) -> str:
+    """Why `recognise_attention` did not rewrite it."""
+    if found is None:
+        return "written out: its softmax is none of torch's"
+    written = read_attention(found, timeline)
+    if isinstance(written, str):
+        return f"written out: {written}"
+    return check(written, carving) or f"written out: {_UNKNOWN_SIZES}"
 
 
 def _product(softmax: Node, neighbours: Callable[[Node], Iterable[Node]]) -> Node | None:
@@ -121,7 +135,7 @@ def _product(softmax: Node, neighbours: Callable[[Node], Iterable[Node]]) -> Nod
                 continue
             seen.add(node)
             if _is_product(node):
-                return node if not any(map(_is_parameter, node.all_input_nodes)) else None
+                return node if not any(map(is_parameter, node.all_input_nodes)) else None
             if _size(_shape(node)) == _size(_shape(softmax)):
                 pending.append(node)
     return None
@@ -129,12 +143,6 @@ def _product(softmax: Node, neighbours: Callable[[Node], Iterable[Node]]) -> Nod
 
 def _is_product(node: Node) -> bool:
     return any(product in _name(node) for product in _PRODUCTS)
-
-
-def _is_parameter(node: Node) -> bool:
-    while _name(node) in _KEEPS_VALUES and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    return isinstance(node.meta.get("example_value"), torch.nn.Parameter)
 
 
 def _name(node: Node) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from jenga_compile.passes.sizes import current, hint_of
+
 
 def graphs_of(gm: GraphModule) -> Iterator[GraphModule]:
     """`gm`, and the bodies of its higher-order operators (checkpoint, cond, invoke_subgraph), each once."""
@@ -24,21 +26,28 @@ def tensor_of(node: Node) -> torch.Tensor:
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
-    """Shape in plain integers. A symbolic size is specialised: one graph a resolution."""
-    return tuple(int(size) for size in tensor_of(node).shape)
+    """Shape in plain integers, under the valuation in force; without one, a symbolic size is specialised."""
+    valuation = current()
+    if valuation is None:
+        return tuple(int(size) for size in tensor_of(node).shape)
+    shape = valuation.shapes.get(node)
+    if shape is None:
+        shape = valuation.shapes[node] = tuple(valuation(size) for size in tensor_of(node).shape)
+    return shape
 
 
 def sizes_of(node: Node) -> tuple[int, ...]:
-    """Shape for a report: sizes that depend on data are 0."""
-    return tuple(0 if _unbacked(size) else int(size) for size in tensor_of(node).shape)
+    """Shape for a report: the example's; sizes that depend on data are 0."""
+    return tuple(hint_of(size) for size in tensor_of(node).shape)
 
 
 def is_data_dependent(value: object) -> bool:
     """Whether a size of the tensor is known only when the graph runs."""
-    return is_tensor(value) and any(_unbacked(size) for size in tensor_of(value).shape)
+    return is_tensor(value) and any(is_unbacked(size) for size in tensor_of(value).shape)
 
 
-def _unbacked(size: int | torch.SymInt) -> bool:
+def is_unbacked(size: int | torch.SymInt) -> bool:
+    """Whether a size is known only when the graph runs."""
     return isinstance(size, torch.SymInt) and bool(free_unbacked_symbols(size))
 
 
@@ -54,8 +63,10 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
 
 
 def integer(value: Any) -> int:
-    """An integer argument, whether literal or a node that holds a symbolic size (which is then specialised)."""
-    return int(value.meta["val"]) if isinstance(value, Node) else int(value)
+    """An integer argument, whether literal or a node that holds a symbolic size; valued as in `shape_of`."""
+    valuation = current()
+    size = value.meta["val"] if isinstance(value, Node) else value
+    return int(size) if valuation is None else valuation(size)
 
 
 def module_classes(node: Node) -> list[str]:

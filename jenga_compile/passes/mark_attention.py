@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from jenga_compile.passes.graph import graphs_of, is_data_dependent, module_path, sizes_of, tensor_of
+from jenga_compile.passes.graph import graphs_of, is_unbacked, module_path, sizes_of, tensor_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
 from jenga_compile.report import Site
@@ -63,7 +64,7 @@ def _site(node: Node, call: dict[str, Any], rejection: str | None, ledger: Ledge
 def check(node: Node, call: dict[str, Any]) -> str | None:
     """Why a call cannot be carved, as far as the call itself shows; None if it may be."""
     query, key, value = (tensor_of(call[name]) for name in ("query", "key", "value"))
-    if any(is_data_dependent(call[name]) for name in ("query", "key", "value")):
+    if any(_hangs_on_data(tensor) for tensor in (query, key, value)):
         return "a size that depends on data"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor_of(node)):
         return "inside a torch.func transform"
@@ -77,23 +78,36 @@ def check(node: Node, call: dict[str, Any]) -> str | None:
         return f"dropout {call['dropout_p']}"
     if query.shape[1] != key.shape[1]:
         return f"grouped-query attention: {int(query.shape[1])} query heads, {int(key.shape[1])} key heads"
-    if query.shape[2] != key.shape[2]:
-        return f"cross-attention: {int(query.shape[2])} queries, {int(key.shape[2])} keys"
-    if 0 in query.shape:
+    if _is_cross(query, key):
+        queries, keys = (sizes_of(call[name])[2] or "data-dependent" for name in ("query", "key"))
+        return f"cross-attention: {queries} queries, {keys} keys"
+    if any(isinstance(size, int) and size == 0 for size in query.shape):
         return f"empty: queries {list(query.shape)}"
     if query.shape[:3] != key.shape[:3] or query.shape[:3] != value.shape[:3]:
         return f"broadcast: keys {list(key.shape)} and values {list(value.shape)} for queries {list(query.shape)}"
-    mask = call["attn_mask"]
-    if mask is not None and tensor_of(mask).dtype is not torch.bool:
-        return f"additive mask of {tensor_of(mask).dtype}: only boolean key-padding masks are carved"
     return None
+
+
+def _hangs_on_data(tensor: torch.Tensor) -> bool:
+    """Whether a size other than the number of tokens is known only when the graph runs."""
+    return any(is_unbacked(size) for dim, size in enumerate(tensor.shape) if dim != tensor.dim() - 2)
+
+
+def _is_cross(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether keys are other tokens than queries, as far as their number tells; unequal until shown to be equal."""
+    if is_unbacked(query.shape[2]) or is_unbacked(key.shape[2]):
+        return not statically_known_true(query.shape[2] == key.shape[2])
+    return query.shape[2] != key.shape[2]
 
 
 def _rewrite(gm: GraphModule, node: Node, call: dict[str, Any], number: int) -> None:
     out = tensor_of(node)
     with gm.graph.inserting_before(node):
         tensors = [_cast(gm, call[name], out.dtype) for name in ("query", "key", "value")]
-        marked = gm.graph.call_function(ATTENTION, (*tensors, call["attn_mask"], call["scale"], number))
+        mask = call["attn_mask"]
+        if mask is not None and tensor_of(mask).dtype is not torch.bool:
+            mask = _cast(gm, mask, out.dtype)
+        marked = gm.graph.call_function(ATTENTION, (*tensors, mask, call["scale"], number))
         batch, heads, queries, width = out.shape
         tokens_major = out.new_empty(batch, queries, heads, width).transpose(1, 2)
         marked.meta = {**node.meta, "example_value": tokens_major}

@@ -1,278 +1,271 @@
-"""One rule an op: from the token axis of its output to where that axis lies in its inputs.
-
-Each rule states which input rows an output row is made of, so that token i of the output is proven to be token i of
-the input. Where an op mixes tokens, its rule reaches nothing.
-"""
+"""One rule an op: which dimension of its output is which dimension of its inputs (`links.py` says what that means)."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
-from jenga_compile.passes.axis import Axis, Shape, reshaped
-from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of
+from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of, tensor_of
 
 aten = torch.ops.aten
-BIASED = (aten.addmm.default, aten.baddbmm.default)
+
+Links: TypeAlias = dict[int, list[tuple[Node, int]]]
+"""Output dimension -> the inputs' dimensions that it comes from."""
 
 
-@dataclasses.dataclass
-class Step:
-    """What one op reveals: the same axis in its inputs, and the token coordinates at which it joins pieces."""
-
-    parents: list[tuple[Node, Axis]] = dataclasses.field(default_factory=list)
-    cuts: set[int] = dataclasses.field(default_factory=set)
-
-    def reach(self, node: Any, axis: Axis | None) -> Step:
-        if axis is not None and is_tensor(node):
-            self.parents.append((node, axis))
-        return self
+def source_of(node: Node, place: int = 0, name: str = "self") -> Node:
+    source = argument(node, place, name)
+    assert isinstance(source, Node)
+    return source
 
 
-def pointwise_rule(node: Node, axis: Axis) -> Step:
-    step = Step()
+def dims_of(value: Any, rank: int) -> set[int]:
+    """Dimensions as an op takes them: one, several, or all for None and for an empty list."""
+    if value is None or value == [] or rank == 0:
+        return set(range(rank))
+    return {integer(dim) % rank for dim in (value if isinstance(value, (list, tuple)) else [value])}
+
+
+def stretched(node: Node, sources: Iterable[Node]) -> Links:
+    """Links to operands that broadcasting stretches to the output."""
     shape = shape_of(node)
-    for source in node.all_input_nodes:
-        if is_tensor(source):
-            step.reach(source, _broadcast(axis, shape, shape_of(source)))
-    return step
+    links: Links = {dim: [] for dim in range(len(shape))}
+    for source in sources:
+        own = shape_of(source)
+        lost = len(shape) - len(own)
+        for dim, size in enumerate(own):
+            if size == shape[dim + lost] and size != 1:
+                links[dim + lost].append((source, dim))
+    return links
 
 
-def _broadcast(axis: Axis, out: Shape, source: Shape) -> Axis | None:
-    """The axis in an operand that broadcasting stretches to `out`; None where the operand lacks part of it."""
-    lost = len(out) - len(source)
-    if any(dim < lost or source[dim - lost] != out[dim] for dim in axis.dims):
-        return None
-    return axis.map_dims(lambda dim: dim - lost)
+def same_but(node: Node, mixed: set[int]) -> Links:
+    """Every dimension is the first input's own, but for those that the op mixes or moves along."""
+    source = source_of(node)
+    return {dim: [(source, dim)] for dim in range(len(shape_of(node))) if dim not in mixed}
 
 
-def view_rule(node: Node, axis: Axis) -> Step:
-    source = node.args[0]
-    assert isinstance(source, Node)
-    return Step().reach(source, reshaped(axis, shape_of(node), shape_of(source)))
+def without(source: Node, dropped: set[int]) -> Links:
+    """Links of an output that lacks dimensions `dropped` of its input."""
+    left = [dim for dim in range(len(shape_of(source))) if dim not in dropped]
+    return {dim: [(source, old)] for dim, old in enumerate(left)}
 
 
-def same_rule(node: Node, axis: Axis) -> Step:
-    return Step().reach(node.args[0], axis)
+def reduced(node: Node, source: Node, dims: Any) -> Links:
+    rank = len(shape_of(source))
+    gone = dims_of(dims, rank)
+    if len(shape_of(node)) == rank:
+        return {dim: [(source, dim)] for dim in range(rank) if dim not in gone}
+    return without(source, gone)
 
 
-def expand_rule(node: Node, axis: Axis) -> Step:
-    source = node.args[0]
-    assert isinstance(source, Node)
-    return Step().reach(source, _broadcast(axis, shape_of(node), shape_of(source)))
+def pointwise_rule(node: Node) -> Links:
+    return stretched(node, [source for source in tree_leaves((node.args, node.kwargs)) if is_tensor(source)])
 
 
-def permute_rule(node: Node, axis: Axis) -> Step:
+def expand_rule(node: Node) -> Links:
+    return stretched(node, [source_of(node)])
+
+
+def copy_rule(node: Node) -> Links:
+    return stretched(node, [source_of(node, 1, "src")])
+
+
+def constant_rule(node: Node) -> Links:
+    """The same value everywhere."""
+    return {dim: [] for dim in range(len(shape_of(node)))}
+
+
+def same_rule(node: Node) -> Links:
+    return same_but(node, set())
+
+
+def last_rule(node: Node) -> Links:
+    """The last dimension is made anew, by a linear layer or as the pair of a complex number."""
+    return same_but(node, {len(shape_of(node)) - 1})
+
+
+def along_rule(place: int) -> Callable[[Node], Links]:
+    """Ops that mix or move indices along the dimensions that argument `place` names, and no others."""
+    return lambda node: same_but(node, dims_of(argument(node, place, "dim"), len(shape_of(node))))
+
+
+def reduce_rule(place: int) -> Callable[[Node], Links]:
+    """Ops that reduce the dimensions that argument `place` names."""
+    return lambda node: reduced(node, source_of(node), argument(node, place, "dim"))
+
+
+def permute_rule(node: Node) -> Links:
     rank = len(shape_of(node))
     order = [integer(dim) % rank for dim in argument(node, 1, "dims")]
-    return Step().reach(node.args[0], axis.map_dims(lambda dim: order[dim]))
+    return {dim: [(source_of(node), old)] for dim, old in enumerate(order)}
 
 
-def transpose_rule(node: Node, axis: Axis) -> Step:
+def transpose_rule(node: Node) -> Links:
     rank = len(shape_of(node))
-    if node.target is aten.t.default:
-        first, second = 0, rank - 1
-    else:
-        first, second = (integer(node.args[place]) % rank for place in (1, 2))
+    pair = (0, 1) if node.target is aten.t.default else (argument(node, 1, "dim0"), argument(node, 2, "dim1"))
+    first, second = (integer(dim) % rank for dim in pair) if rank > 1 else (0, 0)
     swap = {first: second, second: first}
-    return Step().reach(node.args[0], axis.map_dims(lambda dim: swap.get(dim, dim)))
+    return {dim: [(source_of(node), swap.get(dim, dim))] for dim in range(rank)}
 
 
-def select_rule(node: Node, axis: Axis) -> Step:
-    source = node.args[0]
-    assert isinstance(source, Node)
-    return Step().reach(source, _undrop(axis, [integer(argument(node, 1, "dim", 0))], len(shape_of(source))))
+def select_rule(node: Node) -> Links:
+    source = source_of(node)
+    return without(source, dims_of(argument(node, 1, "dim", 0), len(shape_of(source))))
 
 
-def _undrop(axis: Axis, dropped: Iterable[int], rank: int) -> Axis:
-    """The axis before dimensions `dropped` of a tensor of `rank` dimensions were removed."""
-    gone = {dim % rank for dim in dropped}
-    left = [dim for dim in range(rank) if dim not in gone]
-    return axis.map_dims(lambda dim: left[dim])
-
-
-def reduce_rule(node: Node, axis: Axis) -> Step:
-    source = node.args[0]
-    assert isinstance(source, Node)
-    rank = len(shape_of(source))
-    dims = argument(node, 1, "dim")
-    reduced = [integer(dim) % rank for dim in (dims if isinstance(dims, (list, tuple)) else [dims])]
-    if dims is None or not reduced:
-        return Step()
-    if len(shape_of(node)) == rank:
-        return Step().reach(source, None if axis.dims & set(reduced) else axis)
-    return Step().reach(source, _undrop(axis, reduced, rank))
-
-
-def softmax_rule(node: Node, axis: Axis) -> Step:
-    dim = integer(node.args[1]) % len(shape_of(node))
-    return Step() if dim in axis.dims else Step().reach(node.args[0], axis)
-
-
-def slice_rule(node: Node, axis: Axis) -> Step:
-    source = node.args[0]
-    assert isinstance(source, Node)
-    dim = integer(argument(node, 1, "dim", 0)) % len(shape_of(source))
-    first = argument(node, 2, "start")
-    if dim in axis.dims and integer(argument(node, 4, "step", 1)) != 1:
-        return Step()
-    return window_rule(node, axis, source, dim, integer(first) if first is not None else 0)
-
-
-def window_rule(node: Node, axis: Axis, source: Node, dim: int, first: int) -> Step:
-    """The output is `source[..., first : first + n, ...]` along `dim`."""
-    if dim not in axis.dims:
-        return Step().reach(source, axis)
-    size = shape_of(source)[dim]
-    if axis.leading_dim(dim, shape_of(node)) is None:
-        return Step().reach(source, axis if size == shape_of(node)[dim] else None)
-    return Step().reach(source, axis.resized(size, _from_front(first, size)))
-
-
-def _from_front(first: int, size: int) -> int:
-    """Where a slice of `size` values begins; Python counts negative starts from the end and stops at the front."""
-    return first if first >= 0 else max(0, first + size)
-
-
-def cat_rule(node: Node, axis: Axis) -> Step:
-    shape = shape_of(node)
-    # An empty one-dimensional tensor joins anything.
-    pieces = [p for p in argument(node, 0, "tensors") if is_tensor(p) and len(shape_of(p)) == len(shape)]
-    dim = integer(argument(node, 1, "dim", 0)) % len(shape)
-    step = Step()
-    if dim not in axis.dims:
-        for piece in pieces:
-            step.reach(piece, axis)
-    elif axis.leading_dim(dim, shape) is not None:
-        first = 0
-        for piece in pieces:
-            size = shape_of(piece)[dim]
-            _join(step, axis, piece, size, first)
-            first += size
-    return step
-
-
-def _join(step: Step, axis: Axis, piece: Node, size: int, first: int) -> None:
-    """`piece` supplies `size` values of the leading digit from `first` on."""
-    part = axis.resized(size, -first)
-    if part is not None:
-        step.cuts |= {cut for cut in (part.offset, part.offset + part.tokens) if axis.start < cut < axis.stop}
-        step.reach(piece, part)
-
-
-def stack_rule(node: Node, axis: Axis) -> Step:
-    shape = shape_of(node)
-    dim = integer(argument(node, 1, "dim", 0)) % len(shape)
-    step = Step()
-    if dim not in axis.dims:
-        for piece in argument(node, 0, "tensors"):
-            step.reach(piece, axis.map_dims(lambda old: old - (old > dim)))
-    return step
-
-
-def scatter_slice_rule(node: Node, axis: Axis) -> Step:
-    """The output is `whole` but for `whole[..., start : end, ...] = patch` along `dim`."""
-    whole, patch = node.args[:2]
-    shape = shape_of(node)
-    dim = integer(argument(node, 2, "dim", 0)) % len(shape)
-    step = Step()
-    if dim not in axis.dims:
-        return step.reach(whole, axis).reach(patch, axis)
-    first = argument(node, 3, "start")
-    assert isinstance(patch, Node)
-    if axis.leading_dim(dim, shape) is not None and integer(argument(node, 5, "step", 1)) == 1:
-        begin = _from_front(integer(first) if first is not None else 0, shape[dim])
-        covered = shape_of(patch)[dim]
-        _join(step, axis, patch, covered, begin)
-        for part in axis.without(begin, begin + covered):
-            step.reach(whole, part)
-    return step
-
-
-def scatter_select_rule(node: Node, axis: Axis) -> Step:
-    """The output is `whole` but for `whole[..., index, ...] = patch` along `dim`."""
-    whole, patch = node.args[:2]
-    shape = shape_of(node)
-    dim = integer(node.args[2]) % len(shape)
-    step = Step()
-    if dim not in axis.dims:
-        return step.reach(whole, axis).reach(patch, axis.map_dims(lambda old: old - (old > dim)))
-    if axis.leading_dim(dim, shape) is not None:
-        index = integer(node.args[3]) % shape[dim]
-        for part in axis.without(index, index + 1):
-            step.reach(whole, part)
-    return step
-
-
-def matmul_rule(node: Node, axis: Axis) -> Step:
-    """Rows of the product come from the left factor, columns from the right one, batches from both."""
-    left, right = node.args[-2:] if node.target not in BIASED else node.args[1:3]
+def cat_rule(node: Node) -> Links:
     rank = len(shape_of(node))
-    step = Step()
-    if rank - 1 not in axis.dims:
-        step.reach(left, axis)
-    if rank - 2 not in axis.dims:
-        step.reach(right, axis)
-    return step
+    (joined,) = dims_of(argument(node, 1, "dim", 0), rank)
+    # An empty one-dimensional tensor joins anything.
+    pieces = [piece for piece in argument(node, 0, "tensors") if len(shape_of(piece)) == rank]
+    return {dim: [(piece, dim) for piece in pieces] for dim in range(rank) if dim != joined}
 
 
-def last_dim_rule(node: Node, axis: Axis) -> Step:
-    """The last dimension is made anew, by a linear layer or as the pair of a complex number; rows stay rows."""
-    return Step() if len(shape_of(node)) - 1 in axis.dims else Step().reach(node.args[0], axis)
+def stack_rule(node: Node) -> Links:
+    rank = len(shape_of(node))
+    (new,) = dims_of(argument(node, 1, "dim", 0), rank)
+    pieces = argument(node, 0, "tensors")
+    return {dim: [(piece, dim - (dim > new)) for piece in pieces] for dim in range(rank) if dim != new}
 
 
-def embedding_rule(node: Node, axis: Axis) -> Step:
-    return Step() if len(shape_of(node)) - 1 in axis.dims else Step().reach(node.args[1], axis)
+def slice_rule(node: Node) -> Links:
+    source = source_of(node)
+    whole = shape_of(source) == shape_of(node) and integer(argument(node, 4, "step", 1)) == 1
+    return same_but(node, set() if whole else dims_of(argument(node, 1, "dim", 0), len(shape_of(source))))
 
 
-def attention_rule(node: Node, axis: Axis) -> Step:
-    """A row of attention's output is a row of its queries; keys and values are no rows of it."""
-    return Step() if 3 in axis.dims else Step().reach(node.args[0], axis)
+def pad_rule(node: Node) -> Links:
+    shape, own = shape_of(node), shape_of(source_of(node))
+    return same_but(node, {dim for dim in range(len(shape)) if shape[dim] != own[dim]})
 
 
-def copy_rule(node: Node, axis: Axis) -> Step:
-    source = node.args[1]
-    assert isinstance(source, Node)
-    return Step().reach(source, _broadcast(axis, shape_of(node), shape_of(source)))
+def scatter_slice_rule(node: Node) -> Links:
+    cut = dims_of(argument(node, 2, "dim", 0), len(shape_of(node)))
+    patch = source_of(node, 1, "src")
+    return {dim: [*sources, (patch, dim)] for dim, sources in same_but(node, cut).items()}
 
 
-def split_item(node: Node, split: Node, place: int, axis: Axis) -> Step:
-    whole = split.args[0]
-    assert isinstance(whole, Node)
-    dim = integer(argument(split, 2, "dim", 0)) % len(shape_of(node))
-    sizes = argument(split, 1, "split_size")
-    first = sum(map(integer, sizes[:place])) if isinstance(sizes, (list, tuple)) else integer(sizes) * place
-    return window_rule(node, axis, whole, dim, first)
+def scatter_select_rule(node: Node) -> Links:
+    (gone,) = dims_of(argument(node, 2, "dim"), len(shape_of(node)))
+    patch = source_of(node, 1, "src")
+    return {dim: [*sources, (patch, dim - (dim > gone))] for dim, sources in same_but(node, {gone}).items()}
 
 
-def unbind_item(node: Node, unbind: Node, place: int, axis: Axis) -> Step:
-    whole = unbind.args[0]
-    assert isinstance(whole, Node)
-    return Step().reach(whole, _undrop(axis, [integer(argument(unbind, 1, "dim", 0))], len(shape_of(whole))))
+def product_rule(node: Node) -> Links:
+    """Rows of the product come from the left factor, columns from the right one, batches from both."""
+    return _product(node, *(source_of(node, place) for place in (0, 1)))
 
 
-def norm_item(node: Node, norm: Node, place: int, axis: Axis) -> Step:
+def biased_product_rule(node: Node) -> Links:
+    bias, left, right = (source_of(node, place) for place in range(3))
+    links = stretched(node, [bias])
+    return {dim: links[dim] + sources for dim, sources in _product(node, left, right).items()}
+
+
+def _product(node: Node, left: Node, right: Node) -> Links:
+    rank = len(shape_of(node))
+    links: Links = {dim: [(left, dim), (right, dim)] for dim in range(rank - 2)}
+    return links | {rank - 2: [(left, rank - 2)], rank - 1: [(right, rank - 1)]}
+
+
+def embedding_rule(node: Node) -> Links:
+    indices = source_of(node, 1, "indices")
+    return {dim: [(indices, dim)] for dim in range(len(shape_of(indices)))}
+
+
+def index_select_rule(node: Node) -> Links:
+    (taken,) = dims_of(argument(node, 1, "dim"), len(shape_of(node)))
+    return same_but(node, {taken}) | {taken: [(source_of(node, 2, "index"), 0)]}
+
+
+def index_rule(node: Node) -> Links:
+    """x[:, :, index] with one index tensor: its dimensions stand where the indexed one stood."""
+    source, indices = source_of(node), argument(node, 1, "indices")
+    given = [place for place, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or tensor_of(indices[given[0]]).dtype in (torch.bool, torch.uint8):
+        return {}
+    place, index = given[0], indices[given[0]]
+    width = len(shape_of(index))
+    links: Links = {}
+    for dim in range(len(shape_of(node))):
+        within = place <= dim < place + width
+        links[dim] = [(index, dim - place) if within else (source, dim if dim < place else dim - width + 1)]
+    return links
+
+
+def gather_rule(node: Node) -> Links:
+    source, index = source_of(node), source_of(node, 2, "index")
+    (taken,) = dims_of(argument(node, 1, "dim"), len(shape_of(node)))
+    links: Links = {taken: [(index, taken)]}
+    for dim, (size, own) in enumerate(zip(shape_of(node), shape_of(source), strict=True)):
+        if dim != taken and size == own:
+            links[dim] = [(source, dim), (index, dim)]
+    return links
+
+
+def repeat_rule(node: Node) -> Links:
+    source, times = source_of(node), [integer(count) for count in argument(node, 1, "repeats")]
+    new = len(times) - len(shape_of(source))
+    links: Links = {dim: [] for dim in range(new)}
+    for dim, size in enumerate(shape_of(source), start=new):
+        if size == 1:
+            links[dim] = []
+        elif times[dim] == 1:
+            links[dim] = [(source, dim - new)]
+    return links
+
+
+def convolution_rule(node: Node) -> Links:
+    """Samples stay samples; positions stay positions where the kernel sees one alone."""
+    source, weight = source_of(node, 0, "input"), source_of(node, 1, "weight")
+    stride, padding = (argument(node, place, name) for place, name in ((3, "stride"), (4, "padding")))
+    links: Links = {0: [(source, 0)]}
+    for place, reach in enumerate(shape_of(weight)[2:]):
+        step, pad = (integer(value[place % len(value)]) for value in (stride, padding))
+        if (reach, step, pad) == (1, 1, 0):
+            links[place + 2] = [(source, place + 2)]
+    return links
+
+
+def attention_rule(node: Node) -> Links:
+    return attention_links(node, mask=argument(node, 3, "mask"))
+
+
+def attention_links(call: Node, mask: Any) -> Links:
+    """A row of attention's output is a row of its queries; keys and values are no rows of it, only their heads are."""
+    query, key, value = (source_of(call, place) for place in range(3))
+    links: Links = {dim: [(source, dim) for source in (query, key, value)] for dim in (0, 1)}
+    links |= {2: [(query, 2)], 3: [(value, 3)]}
+    own = shape_of(mask) if is_tensor(mask) else ()
+    for dim, size in enumerate(own, start=4 - len(own)):
+        if dim < 3 and size != 1:
+            links[dim].append((mask, dim - 4 + len(own)))
+    return links
+
+
+def sdpa_item(mask_place: int | None, causal_place: int) -> Callable[[Node, Node, int], Links]:
+    """The first output of a device's own kernel, which takes a mask and whether to be causal in these places."""
+
+    def rule(node: Node, call: Node, place: int) -> Links:
+        if place != 0 or len(shape_of(node)) != 4 or argument(call, causal_place, "is_causal", False):
+            return {}
+        mask = call.kwargs.get("attn_mask") if mask_place is None else argument(call, mask_place, "attn_bias")
+        return attention_links(call, mask)
+
+    return rule
+
+
+def norm_item(node: Node, norm: Node, place: int) -> Links:
     """Normalisation over trailing dimensions: rows stay rows, in the output and in the statistics alike."""
-    whole = norm.args[0]
-    assert isinstance(whole, Node)
-    rank, normalised = len(shape_of(whole)), len(argument(norm, 1, "normalized_shape"))
-    inside = any(dim >= rank - normalised for dim in axis.dims)
-    return Step() if inside else Step().reach(whole, axis)
+    source = source_of(norm, 0, "input")
+    leading = len(shape_of(source)) - len(argument(norm, 1, "normalized_shape"))
+    return {dim: [(source, dim)] for dim in range(leading)}
 
 
-def moments_item(node: Node, moments: Node, place: int, axis: Axis) -> Step:
-    whole = moments.args[0]
-    assert isinstance(whole, Node)
-    rank = len(shape_of(whole))
-    reduced = [integer(dim) % rank for dim in argument(moments, 1, "dim") or []]
-    if len(shape_of(node)) != rank:
-        return Step().reach(whole, _undrop(axis, reduced, rank))
-    return Step() if axis.dims & set(reduced) else Step().reach(whole, axis)
-
-
-def sdpa_item(node: Node, attention: Node, place: int, axis: Axis) -> Step:
-    return attention_rule(attention, axis) if place == 0 and len(shape_of(node)) == 4 else Step()
+def moments_item(node: Node, moments: Node, place: int) -> Links:
+    return reduced(node, source_of(moments), argument(moments, 1, "dim"))

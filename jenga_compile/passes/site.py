@@ -13,11 +13,18 @@ B batch, H heads, L queries, S keys, D head dim, E value dim.
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx import Node
 
+from jenga_compile.config import CurveKind
 from jenga_compile.kernels.dispatch import without_autocast
+from jenga_compile.passes.graph import integer, shape_of
 
 
 @torch.library.custom_op("jenga::attention", mutates_args=())
@@ -36,3 +43,41 @@ def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None,
 
 ATTENTION = torch.ops.jenga.attention.default
 CARVED = torch.ops.jenga.carved_attention.default
+CURVE_INDEX = torch.ops.jenga.curve_index.default
+
+REORDERED = 13
+"""Place of `reordered` among the arguments of `CARVED`."""
+
+CUTS = 9
+"""Place of `cuts` among them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CarvedCall:
+    """The arguments of `CARVED` that say in what order its tokens come, in the numbers of the valuation in force."""
+
+    tensors: tuple[Node, Node, Node]
+    """q, k, v."""
+
+    mask: Node | None
+    grid: tuple[int, int, int]
+    start: int
+    curve: CurveKind
+    cuts: tuple[int, ...]
+    reordered: bool
+
+    @classmethod
+    def of(cls, node: Node) -> CarvedCall:
+        query, key, value, mask, t, h, w, start, curve, cuts, _, _, _, reordered = node.args
+        grid = (integer(t), integer(h), integer(w))
+        tensors: Any = (query, key, value)
+        return cls(tensors, mask, grid, integer(start), curve, tuple(cuts), reordered)  # type: ignore[arg-type]
+
+    @property
+    def tokens(self) -> int:
+        return shape_of(self.tensors[0])[2]
+
+    @property
+    def after(self) -> int:
+        """Tokens behind the video."""
+        return self.tokens - self.start - math.prod(self.grid)

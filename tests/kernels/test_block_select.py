@@ -294,3 +294,21 @@ def test_nothing_here_is_differentiable() -> None:
 
     with pytest.raises(NotDifferentiable, match="block_select has no backward"):
         refuse_backward("block_select")
+
+
+@pytest.mark.parametrize("heads", [None, 2])
+def test_what_is_not_allowed_is_dropped_where_importance_takes_it(heads: int | None) -> None:
+    q, k = torch.randn(2, 1, 3, 700, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    shape = (6, 6) if heads is None else (heads, 6, 6)
+    always, allowed = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5 for seed in (1, 2))
+    knobs = make_knobs(0.5, 0.0)
+    none = torch.zeros_like(always)
+    free = as_mask(*select(q, k, none, knobs, 700))
+    bound = as_mask(*select(q, k, always, knobs, 700, allowed_mask=allowed))
+    with kernels.use_reference():
+        assert torch.equal(as_mask(*select(q, k, always, knobs, 700, allowed_mask=allowed)), bound)
+    if heads is not None:
+        always, allowed = (mask[torch.arange(3) % heads] for mask in (always, allowed))
+    expected = (free & allowed) | always
+    own = torch.eye(6, dtype=torch.bool) & ~expected.any(-1, keepdim=True)
+    assert torch.equal(bound, (expected | own).expand_as(bound))

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jenga_compile import kernels
+from jenga_compile.block_mask import Adjacency, Own, PerHead, Window
 from jenga_compile.config import CurveKind
 from jenga_compile.curve import curve_order
 from jenga_compile.errors import (
@@ -20,9 +21,11 @@ from jenga_compile.errors import (
     OptionOutOfRange,
     ShapeMismatch,
     UnknownKnobs,
+    UnknownMask,
     VideoSpanOutOfRange,
 )
 from jenga_compile.grid import TokenGrid
+from jenga_compile.kernels import static_masks
 from jenga_compile.kernels.knobs import CUTOFF, KEEP, TEXT_BIAS, Knobs, lookup, make_knobs, register
 from tests.tolerance import assert_rounding, eager_attention
 
@@ -31,6 +34,9 @@ LAW = settings(max_examples=20, deadline=None, derandomize=True)
 KINDS = get_args(CurveKind)
 ALL = register(Knobs(keep=1.0, cutoff=0.0))
 SOME = register(Knobs(keep=0.3, cutoff=0.2, text_bias=0.4))
+ADJACENT = static_masks.register(static_masks.StaticMasks(Adjacency()))
+PATTERNS = static_masks.register(static_masks.StaticMasks(PerHead((Own(), Adjacency())), PerHead((Window(4.0), Own()))))
+OWN = static_masks.register(static_masks.StaticMasks(Own()))
 SIZES = st.integers(1, 9)
 
 
@@ -53,7 +59,7 @@ def qkv(length: int, batch: int = 1, heads: int = 2, dim: int = 16, dtype: torch
 @pytest.mark.parametrize("adjacency", [False, True])
 def test_keeping_all_is_dense_attention(kind: CurveKind, before: int, after: int, adjacency: bool) -> None:
     q, k, v = qkv(5 * 7 * 11 + before + after)
-    out = carve(q, k, v, None, 5, 7, 11, before, kind, adjacency, ALL)
+    out = carve(q, k, v, None, 5, 7, 11, before, kind, [], ADJACENT if adjacency else OWN, ALL)
     assert_rounding(out, eager_attention(q.double(), k.double(), v.double()), eager_attention(q, k, v), v)
 
 
@@ -75,7 +81,8 @@ def test_float64_is_the_reference_s(
     length = t * h * w + before + after
     q, k, v = qkv(length, batch=2, dtype=torch.float64)
     mask = torch.rand(2, length, generator=torch.Generator().manual_seed(length)) < 0.7 if masked else None
-    arguments = (q, k, v, mask, t, h, w, before, kind, masked, SOME)
+    cuts = [1, 3] if masked else []
+    arguments = (q, k, v, mask, t, h, w, before, kind, cuts, ADJACENT if masked else PATTERNS, SOME)
     fast = carve(*arguments)
     with kernels.use_reference():
         slow = carve(*arguments)
@@ -89,10 +96,34 @@ def test_text_means_the_same_before_and_after_the_video(t: int, h: int, w: int, 
     video, text = t * h * w, 140
     q, k, v = qkv(video + text)
     mask = torch.rand(1, video + text, generator=torch.Generator().manual_seed(video)) < 0.7
-    last = carve(q, k, v, mask, t, h, w, 0, kind, True, SOME)
+    last = carve(q, k, v, mask, t, h, w, 0, kind, [], ADJACENT, SOME)
     q, k, v = (x.roll(text, 2) for x in (q, k, v))
-    first = carve(q, k, v, mask.roll(text, 1), t, h, w, text, kind, True, SOME)
+    first = carve(q, k, v, mask.roll(text, 1), t, h, w, text, kind, [], ADJACENT, SOME)
     assert torch.equal(first, last.roll(text, 2))
+
+
+@given(SIZES, SIZES, SIZES, st.sampled_from([0, 1, 150]), st.sampled_from([0, 3]), st.sampled_from(KINDS))
+@LAW
+def test_tokens_that_come_in_order_need_no_reordering(
+    t: int, h: int, w: int, before: int, after: int, kind: CurveKind
+) -> None:
+    q, k, v = qkv(t * h * w + before + after)
+    mask = torch.rand(1, q.shape[2], generator=torch.Generator().manual_seed(t)) < 0.7
+    to, back = (
+        torch.ops.jenga.curve_index(t, h, w, kind, inverse, before, after, [2], device=q.device)
+        for inverse in (False, True)
+    )
+    rest = (t, h, w, before, kind, [2], ADJACENT, SOME, None)
+    inside = carve(q, k, v, mask, *rest, False)
+    outside = carve(*(x[:, :, to] for x in (q, k, v)), mask[:, to], *rest, True)
+    assert torch.equal(outside[:, :, back], inside)
+
+
+def test_one_mask_serves_the_batch() -> None:
+    q, k, v = qkv(160, batch=2)
+    mask = torch.arange(160)[None] < 130
+    rest = (3, 5, 10, 10, "gilbert", [], ADJACENT, SOME)
+    assert torch.equal(carve(q, k, v, mask, *rest), carve(q, k, v, mask.expand(2, -1), *rest))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +135,7 @@ def test_carving_is_done_on_the_curve(kind: CurveKind) -> None:
     first = torch.zeros(1, 1, video, 4)
     order = curve_order(TokenGrid(8, 8, 10), kind)
     own = register(Knobs(keep=1 / 5, cutoff=0.0))
-    out = carve(q, first, v, None, 8, 8, 10, 0, kind, False, own)
+    out = carve(q, first, v, None, 8, 8, 10, 0, kind, [], OWN, own)
     # All scores tie, so importance takes block 0; the own block joins.
     for block in range(1, 5):
         seen = torch.cat((order[:128], order[128 * block : 128 * (block + 1)]))
@@ -116,14 +147,14 @@ def test_adjacency_only_adds_blocks() -> None:
     grid = (8, 16, 16)
     q, k, v = qkv(2048, dtype=torch.float64)
     few = register(Knobs(keep=0.01, cutoff=0.0))
-    with_neighbours, alone = (carve(q, k, v, None, *grid, 0, "gilbert", flag, few) for flag in (True, False))
+    with_neighbours, alone = (carve(q, k, v, None, *grid, 0, "gilbert", [], masks, few) for masks in (ADJACENT, OWN))
     dense = eager_attention(q, k, v)
     assert (with_neighbours - dense).abs().mean() < (alone - dense).abs().mean()
 
 
 def test_the_output_is_stored_as_the_next_projection_reads_it() -> None:
     q, k, v = qkv(160, batch=2)
-    out = carve(q, k, v, None, 3, 5, 10, 10, "gilbert", True, SOME)
+    out = carve(q, k, v, None, 3, 5, 10, 10, "gilbert", [], ADJACENT, SOME)
     assert out.shape == (2, 2, 160, 16)
     assert out.transpose(1, 2).is_contiguous()
 
@@ -133,7 +164,7 @@ def test_the_registration_is_sound(masked: bool) -> None:
     q, k, v = qkv(320, batch=2)
     q, k, v = q.transpose(1, 2).contiguous().transpose(1, 2), k.mT.contiguous().mT, v[..., ::2]
     mask = torch.rand(2, 320) < 0.8 if masked else None
-    torch.library.opcheck(carve, (q, k, v, mask, 3, 10, 10, 15, "gilbert", True, SOME))
+    torch.library.opcheck(carve, (q, k, v, mask, 3, 10, 10, 15, "gilbert", [], ADJACENT, SOME))
 
 
 def test_knobs_turn_without_recompiling() -> None:
@@ -146,7 +177,7 @@ def test_knobs_turn_without_recompiling() -> None:
 
     @torch.compile(backend=backend, fullgraph=True)
     def model(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return carve(q, k, v, None, 8, 8, 10, 0, "gilbert", False, handle)
+        return carve(q, k, v, None, 8, 8, 10, 0, "gilbert", [], OWN, handle)
 
     q, k, v = qkv(640)
     carved = model(q, k, v)
@@ -187,13 +218,13 @@ def test_handles_belong_to_one_object_each() -> None:
 
 def test_a_backward_is_refused() -> None:
     q, k, v = qkv(160)
-    out = carve(q.requires_grad_(), k, v, None, 3, 5, 10, 10, "gilbert", True, SOME)
+    out = carve(q.requires_grad_(), k, v, None, 3, 5, 10, 10, "gilbert", [], ADJACENT, SOME)
     with pytest.raises(NotDifferentiable, match="jenga::carved_attention has no backward"):
         out.sum().backward()
 
 
 Q = torch.randn(1, 2, 160, 16)
-REST = ("gilbert", True, SOME)
+REST = ("gilbert", [], ADJACENT, SOME)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +237,10 @@ REST = ("gilbert", True, SOME)
         (lambda: carve(Q, Q, Q, None, 3, 5, 10, -1, *REST), VideoSpanOutOfRange, "from position -1"),
         (lambda: carve(Q, Q, Q, None, 3, 5, 11, 0, *REST), VideoSpanOutOfRange, "165 tokens"),
         (lambda: carve(Q, Q, Q, None, 3, 0, 10, 0, *REST), InvalidGrid, r"\(3, 0, 10\)"),
-        (lambda: carve(Q, Q, Q, None, 3, 5, 10, 0, "peano", True, SOME), OptionOutOfRange, "curve='peano'"),
-        (lambda: carve(Q, Q, Q, None, 3, 5, 10, 0, "gilbert", True, 10**6), UnknownKnobs, "handle 1000000"),
+        (lambda: carve(Q, Q, Q, None, 3, 5, 10, 0, "peano", [], ADJACENT, SOME), OptionOutOfRange, "curve='peano'"),
+        (lambda: carve(Q, Q, Q, None, 3, 5, 10, 0, "gilbert", [], ADJACENT, 10**6), UnknownKnobs, "handle 1000000"),
+        (lambda: carve(Q, Q, Q, None, 3, 5, 10, 0, "gilbert", [], 10**6, SOME), UnknownMask, "handle 1000000"),
+        (lambda: carve(Q, Q, Q, None, 3, 5, 10, 0, "gilbert", [2, 1], OWN, SOME), OptionOutOfRange, "ascending frames"),
     ],
 )
 def test_misuse_is_named(misuse: Callable[[], object], error: type[Exception], text: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jenga_compile.passes.axis import Axis, Digit, merge_factors, reshaped
+from jenga_compile.passes.layout.axis import Axis, Digit, merge_factors, reshaped
 
 
 def token_of_element(axis: Axis, shape: tuple[int, ...]) -> torch.Tensor:

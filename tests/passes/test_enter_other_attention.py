@@ -85,15 +85,49 @@ def sites(model: nn.Module, **options: object) -> Report:
 
 @pytest.mark.parametrize("name", WRITTEN_OUT)
 def test_attention_written_out_is_entered(name: str) -> None:
-    (site,) = sites(Attention(WRITTEN_OUT[name])).sites
+    (site,) = sites(Attention(WRITTEN_OUT[name]), min_blocks=8).sites
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 24, 8)
     assert site.decision == "left"
-    assert site.reason.startswith("written out as softmax")
+    assert site.reason == "short: 24 tokens are fewer than min_blocks=8 blocks of 128"
+    assert not site.intended
+
+
+def with_weights(x: Tensor) -> Tensor:
+    weights = (heads(x) @ heads(x).mT).softmax(-1)
+    return (weights @ heads(x)) * weights.sum()
+
+
+def test_large_attention_that_cannot_be_rewritten_is_meant_to_be_carved() -> None:
+    (site,) = sites(Attention(with_weights)).sites
+    assert site.reason == "written out: the weights are used elsewhere too"
     assert site.intended
 
 
+def test_the_path_is_that_of_the_product_with_the_values() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.attn(heads(x))
+            return out
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = nn.Softmax(dim=-1)
+
+        def forward(self, q: Tensor) -> Tensor:
+            out: Tensor = self.attend(q @ q.mT) @ q
+            return out
+
+    (site,) = sites(Outer(), min_blocks=8).sites
+    assert site.path == "attn"
+
+
 def test_batched_heads_count_as_batch() -> None:
-    (site,) = sites(Attention(batched)).sites
+    (site,) = sites(Attention(batched), min_blocks=8).sites
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (6, 1, 24, 24, 8)
 
 
@@ -152,8 +186,3 @@ def test_flex_attention_is_entered() -> None:
     (site,) = sites(Attention(lambda x: flex_attention(heads(x), heads(x), heads(x)))).sites
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 24, 8)
     assert site.reason.startswith("flex_attention")
-
-
-def test_short_sites_are_not_meant_to_be_carved() -> None:
-    (site,) = sites(Attention(matmul), min_blocks=8).sites
-    assert not site.intended

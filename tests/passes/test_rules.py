@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from jenga_compile.passes.axis import Axis, Digit
-from jenga_compile.passes.follow import follow
+from jenga_compile.config import Options
+from jenga_compile.passes.layout.axis import Axis, Digit
+from jenga_compile.passes.layout.follow import follow
+from jenga_compile.passes.ledger import Ledger
+from jenga_compile.passes.slice_splits import slice_splits
 from tests.passes.test_axis import token_of_element
 
 TOKENS, WIDTH = 12, 6
@@ -63,6 +66,11 @@ KEEPS_ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "split_tokens": lambda x: torch.cat([x.new_zeros(2, 4, WIDTH), x], dim=1).split_with_sizes([4, TOKENS], dim=1)[1],
     "in_place_features": in_place,
     "in_place_tokens": in_place_on_tokens,
+    "rolled_features": lambda x: x.roll(1, dims=2).flip(2),
+    "padded_tokens": lambda x: F.pad(x, (0, 0, 3, 2))[:, 3 : 3 + TOKENS],
+    "table_of_positions": lambda x: x + torch.arange(30.0).view(15, 2)[torch.arange(TOKENS)][None, :, :1],
+    "repeated_batch": lambda x: x[:1].repeat(2, 1, 1) + x,
+    "pointwise_convolution": lambda x: F.conv1d(x.transpose(1, 2), WEIGHT[..., None]).transpose(1, 2),
     "transposed_view": lambda x: x.transpose(1, 2).reshape(2, TOKENS, WIDTH),
     "frames_swapped": lambda x: x.view(2, *GRID, WIDTH).permute(0, 2, 1, 3, 4).reshape(2, TOKENS, WIDTH),
     "cast": lambda x: x.double().float(),
@@ -82,13 +90,19 @@ MIXES_TOKENS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean_over_tokens": lambda x: x.mean(dim=1, keepdim=True).expand(2, TOKENS, WIDTH),
     "token_matmul": lambda x: torch.ones(TOKENS, TOKENS) @ x,
     "reversed_gather": lambda x: x[:, torch.arange(TOKENS - 1, -1, -1)],
+    "convolution": lambda x: F.conv1d(x.transpose(1, 2), WEIGHT[..., None].repeat(1, 1, 3), padding=1).transpose(1, 2),
+    "repeated_tokens": lambda x: x[:, :6].repeat(1, 2, 1),
+    "rolled": lambda x: x.roll(1),
+    "causal": lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], is_causal=True)[:, 0],
     "strided_slice": lambda x: torch.cat([x, x], dim=1)[:, ::2],
 }
 
 
 def axes_in_input(function: Callable[[Tensor], Tensor], sample: Tensor) -> list[Axis]:
     """All axes at which a walk from the output arrives in the input."""
-    graph = make_fx(torch.func.functionalize(function), tracing_mode="fake", _allow_non_fake_inputs=True)(sample).graph
+    gm = make_fx(torch.func.functionalize(function), tracing_mode="fake", _allow_non_fake_inputs=True)(sample)
+    slice_splits(gm, Ledger(Options()))
+    graph = gm.graph
     (output,) = graph.output_node().args
     assert isinstance(output, Node)
     pending, arrived = [(output, Axis((Digit(1, TOKENS),), 0, 0, TOKENS))], []
@@ -96,7 +110,7 @@ def axes_in_input(function: Callable[[Tensor], Tensor], sample: Tensor) -> list[
         node, axis = pending.pop()
         if node.op == "placeholder":
             arrived.append(axis)
-        pending += follow(node, axis).parents
+        pending += follow(node, axis)
     return arrived
 
 

@@ -18,15 +18,24 @@ def block_select(
     video: int,
     key_mask: torch.Tensor | None,
     parity: bool,
+    allowed_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     blocks = BlockLayout(q.shape[2], video)
     valid = _valid_tokens(key_mask, blocks, q.device)
     scores = _pool(q, blocks, key_mask, valid) @ _pool(k, blocks, key_mask, valid).mT * q.shape[-1] ** -0.5
     scores = scores.masked_fill(valid[:, None, None, : blocks.rows] == 0, -torch.inf)
-    listed = _best(scores, knobs, parity) | static_mask
+    listed = _best(scores, knobs, parity)
+    if allowed_mask is not None:
+        listed &= _for_heads(allowed_mask, q.shape[1])
+    listed = listed | _for_heads(static_mask, q.shape[1])
     listed = F.pad(listed, (0, blocks.keys - blocks.rows), value=True) & (valid[:, None, None] > 0)
     own = torch.eye(blocks.rows, blocks.keys, dtype=torch.bool, device=q.device)
     return _lists(listed | (own & ~listed.any(-1, keepdim=True)))
+
+
+def _for_heads(mask: torch.Tensor, heads: int) -> torch.Tensor:
+    """[R, R] as it is; [n, R, R] for n heads in turn -> [H, R, R]."""
+    return mask if mask.dim() == 2 else mask[torch.arange(heads, device=mask.device) % len(mask)]
 
 
 def _valid_tokens(key_mask: torch.Tensor | None, blocks: BlockLayout, device: torch.device) -> torch.Tensor:

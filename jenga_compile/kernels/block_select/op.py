@@ -1,6 +1,7 @@
 """Contract of `jenga::block_select`.
 
-    indices [B, H, R, N] int32, counts [B, H, R] int32 = block_select(q, k, static_mask, knobs, video, key_mask, parity)
+    indices [B, H, R, N] int32, counts [B, H, R] int32 = block_select(
+        q, k, static_mask, knobs, video, key_mask, parity, allowed_mask)
 
 Legend: B batch, H heads, L tokens = video + text, D head dim, R = ceil(video / 128) video blocks (query rows),
 N = R + ceil((L - video) / 128) key blocks. Tokens come as [video in curve order, text]; text starts a block of its own
@@ -8,6 +9,8 @@ N = R + ceil((L - video) / 128) key blocks. Tokens come as [video in curve order
 
     q, k         [B, H, L, D]  bf16, fp16, fp32 or fp64, any strides; read once
     static_mask  [R, R]        bool; True = this video block is always kept (adjacency, own block, windows)
+                 [n, R, R]     the same for heads in turn: head h has mask h % n
+    allowed_mask [R, R] or [n, R, R]  bool; False = this video block is dropped where importance takes it. None = all
     knobs        [3]           float32: keep, cutoff, text_bias (`knobs.py`); text_bias plays no part here
     key_mask     [B, L]        bool; True = a valid token. None = all valid
     indices                    key blocks in ascending order, without repeats; -1 at and past the count
@@ -20,7 +23,7 @@ The rule, for each batch item, head and video query block; fp32 throughout, fp64
 3. n_keep = smallest n with n >= keep * R - 1e-3, so that keep 0.2 of 900 is 180 in spite of float32.
    n_cut = smallest n whose n best blocks have mass > cutoff: the number of prefix sums of p <= cutoff, plus 1.
    The max(n_keep, n_cut) best blocks by score are taken, at most R; of equal scores the lower block index wins.
-4. The row of static_mask and all text blocks join.
+4. Blocks that allowed_mask forbids leave; the row of static_mask and all text blocks join.
 5. Blocks without a valid token leave, video and text alike. Should none be left (no valid token in the item),
    the query's own block stays, so no list is empty.
 
@@ -48,7 +51,7 @@ _NAME = "block_select"
     mutates_args=(),
     schema=(
         "(Tensor q, Tensor k, Tensor static_mask, Tensor knobs, SymInt video, "
-        "Tensor? key_mask=None, bool parity=False) -> (Tensor indices, Tensor counts)"
+        "Tensor? key_mask=None, bool parity=False, Tensor? allowed_mask=None) -> (Tensor indices, Tensor counts)"
     ),
 )
 def block_select(
@@ -59,15 +62,19 @@ def block_select(
     video: int,
     key_mask: torch.Tensor | None = None,
     parity: bool = False,
+    allowed_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose the key blocks; the contract is the module's docstring."""
     check_qkv(_NAME, q, k)
     blocks = check_sequence(_NAME, q, video, key_mask)
-    check_tensor(_NAME, "static_mask", static_mask, (blocks.rows, blocks.rows), torch.bool, q.device)
+    for name, mask in (("static_mask", static_mask), ("allowed_mask", allowed_mask)):
+        if mask is not None:
+            heads = mask.shape[:1] if mask.dim() == 3 else ()
+            check_tensor(_NAME, name, mask, (*heads, blocks.rows, blocks.rows), torch.bool, q.device)
     check_knobs(_NAME, knobs, q.device)
     compute = reference.block_select if reference_requested() else gathered.block_select
     with without_autocast(q):
-        return compute(q, k, static_mask, knobs, video, key_mask, parity)
+        return compute(q, k, static_mask, knobs, video, key_mask, parity, allowed_mask)
 
 
 @block_select.register_fake
@@ -79,6 +86,7 @@ def _(
     video: int,
     key_mask: torch.Tensor | None = None,
     parity: bool = False,
+    allowed_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, length, _ = q.shape
     blocks = BlockLayout(length, video)

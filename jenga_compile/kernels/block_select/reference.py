@@ -15,6 +15,7 @@ def block_select(
     video: int,
     key_mask: torch.Tensor | None,
     parity: bool,
+    allowed_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, length, dim = q.shape
     spans = [(start, min(start + _BLOCK, video)) for start in range(0, video, _BLOCK)]
@@ -33,12 +34,18 @@ def block_select(
             for r in range(rows):
                 scores = [float(pooled_q[r] @ pooled_k[j]) * dim**-0.5 if live[j] else -torch.inf for j in range(rows)]
                 chosen = set(_best(scores, keep, cutoff, parity, pooled_q.dtype))
-                chosen |= {j for j in range(rows) if static_mask[r, j]}
+                if allowed_mask is not None:
+                    chosen &= {j for j in range(rows) if _of_head(allowed_mask, h)[r, j]}
+                chosen |= {j for j in range(rows) if _of_head(static_mask, h)[r, j]}
                 chosen |= set(range(rows, len(spans)))
                 row = sorted(j for j in chosen if live[j]) or [r]
                 indices[b, h, r, : len(row)] = torch.tensor(row, dtype=torch.int32)
                 counts[b, h, r] = len(row)
     return indices.to(q.device), counts.to(q.device)
+
+
+def _of_head(mask: torch.Tensor, head: int) -> torch.Tensor:
+    return mask[head % mask.shape[0]] if mask.dim() == 3 else mask
 
 
 def _means(x: torch.Tensor, spans: list[tuple[int, int]], valid: torch.Tensor) -> torch.Tensor:

@@ -1,37 +1,43 @@
 """Contract of `jenga::carved_attention`.
 
-    out [B, H, L, Dv] = carved_attention(q, k, v, key_mask, t, h, w, video_start, curve, adjacency, knobs, scale)
+    out [B, H, L, Dv] = carved_attention(
+        q, k, v, key_mask, t, h, w, video_start, curve, cuts, blocks, knobs, scale, reordered)
 
-Legend: B batch, H heads, L tokens, D head dim. Tokens come in the model's own order:
-[text before: video_start tokens] [video: t*h*w tokens, row-major] [text after]. Either text may be empty.
+Legend: B batch, H heads, L tokens, D head dim. Tokens come as
+[text before: video_start tokens] [video: t*h*w tokens] [text after]. Either text may be empty.
 
     q, k         [B, H, L, D]   bf16, fp16, fp32 or fp64, any strides
     v            [B, H, L, Dv]  of the same dtype
-    key_mask     [B, L]         bool in the model's order; True = attend to this key. None = all
-    curve        kind of `curve_order`, which blocks of 128 video tokens are cut from
-    adjacency    True: blocks that touch in space and time are always kept; False: only a block's own keys are
-    knobs        handle from `jenga_compile.kernels.knobs.register`, looked up when the operator runs
+    key_mask     [B or 1, L]    bool in the order of the tokens; True = attend to this key. None = all
+    curve, cuts  the curve that blocks of 128 video tokens are cut from, and frames at which it starts anew (`CutCurve`)
+    blocks       handle from `kernels.static_masks.register`: which blocks are seen always, and which never
+    knobs        handle from `kernels.knobs.register`; both handles are looked up when the operator runs
     scale        factor on the logits, D**-0.5 if None
-    out          the model's order; BSHD storage seen as BHSD, as `jenga::block_sparse_attention` returns
+    reordered    False: the video comes row-major, as the model has it. True: it comes on the curve already
+    out          the order of the input; BSHD storage seen as BHSD, as `jenga::block_sparse_attention` returns
 
 Means: reorder to [video in curve order, text before, text after], `jenga::block_select`,
 `jenga::block_sparse_attention`, and undo the order. With keep=1 this is dense attention.
 
 Refuses what those two refuse, a grid that does not fit (InvalidGrid, VideoSpanOutOfRange), an unknown curve
-(OptionOutOfRange) and an unregistered handle (UnknownKnobs). Has no backward (NotDifferentiable).
+(OptionOutOfRange) and an unregistered handle (UnknownKnobs, UnknownMask). Has no backward (NotDifferentiable).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from jenga_compile.config import CurveKind
+from jenga_compile.curve import CutCurve
 from jenga_compile.errors import VideoSpanOutOfRange
 from jenga_compile.grid import TokenGrid
+from jenga_compile.kernels import static_masks
 from jenga_compile.kernels.carved_attention import gathered, reference
 from jenga_compile.kernels.checks import check_qkv, check_tensor, refuse_backward
-from jenga_compile.kernels.dispatch import reference_requested, without_autocast
-from jenga_compile.kernels.knobs import lookup
+from jenga_compile.kernels.dispatch import reference_requested, stand_in_order, without_autocast
+from jenga_compile.kernels.knobs import lookup as knobs_of
 
 _NAME = "carved_attention"
 
@@ -41,7 +47,7 @@ _NAME = "carved_attention"
     mutates_args=(),
     schema=(
         "(Tensor q, Tensor k, Tensor v, Tensor? key_mask, SymInt t, SymInt h, SymInt w, SymInt video_start, "
-        "str curve, bool adjacency, int knobs, float? scale=None) -> Tensor"
+        "str curve, int[] cuts, int blocks, int knobs, float? scale=None, bool reordered=False) -> Tensor"
     ),
 )
 def carved_attention(
@@ -54,9 +60,11 @@ def carved_attention(
     w: int,
     video_start: int,
     curve: CurveKind,
-    adjacency: bool,
+    cuts: Sequence[int],
+    blocks: int,
     knobs: int,
     scale: float | None = None,
+    reordered: bool = False,
 ) -> torch.Tensor:
     """Carve tokens in the model's order; the contract is the module's docstring."""
     check_qkv(_NAME, q, k, v)
@@ -65,11 +73,15 @@ def carved_attention(
     if not 0 <= video_start <= length - grid.tokens:
         raise VideoSpanOutOfRange(tokens=grid.tokens, start=video_start, length=length)
     if key_mask is not None:
-        check_tensor(_NAME, "key_mask", key_mask, (batch, length), torch.bool, q.device)
+        rows = 1 if key_mask.shape[:1] == (1,) else batch
+        check_tensor(_NAME, "key_mask", key_mask, (rows, length), torch.bool, q.device)
+        key_mask = key_mask.expand(batch, length)
+    how = CutCurve(curve, tuple(cuts)), static_masks.lookup(blocks), knobs_of(knobs, q.device), scale, reordered
     compute = reference.carved_attention if reference_requested() else gathered.carved_attention
-    values = lookup(knobs, q.device)
     with without_autocast(q):
-        return compute(q, k, v, key_mask, grid, video_start, curve, adjacency, values, scale)
+        if stand_in_order() is not None:
+            return gathered.attend_to_all(q, k, v, key_mask, scale)
+        return compute(q, k, v, key_mask, grid, video_start, *how)
 
 
 @carved_attention.register_fake
@@ -83,9 +95,11 @@ def _(
     w: int,
     video_start: int,
     curve: CurveKind,
-    adjacency: bool,
+    cuts: Sequence[int],
+    blocks: int,
     knobs: int,
     scale: float | None = None,
+    reordered: bool = False,
 ) -> torch.Tensor:
     batch, heads, length, _ = q.shape
     return q.new_empty((batch, length, heads, v.shape[-1])).transpose(1, 2)

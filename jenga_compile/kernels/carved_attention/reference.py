@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from jenga_compile.block_mask import adjacency as adjacency_mask
-from jenga_compile.config import CurveKind
-from jenga_compile.curve import curve_order
+from jenga_compile.curve import CutCurve, curve_order
 from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels.block_select import reference as select
 from jenga_compile.kernels.block_sparse_attention import reference as attend
+from jenga_compile.kernels.static_masks import StaticMasks
 
 
 def carved_attention(
@@ -19,21 +18,21 @@ def carved_attention(
     key_mask: torch.Tensor | None,
     grid: TokenGrid,
     video_start: int,
-    curve: CurveKind,
-    adjacency: bool,
+    curve: CutCurve,
+    masks: StaticMasks,
     knobs: torch.Tensor,
     scale: float | None,
+    reordered: bool,
 ) -> torch.Tensor:
     length, video = q.shape[2], grid.tokens
-    curve_positions = [video_start + token for token in curve_order(grid, curve).tolist()]
+    on_curve = range(video) if reordered else curve_order(grid, curve).tolist()
     text_positions = [p for p in range(length) if not video_start <= p < video_start + video]
-    order = curve_positions + text_positions
+    order = [video_start + token for token in on_curve] + text_positions
     mask = None if key_mask is None else key_mask[:, order]
-    blocks = grid.blocks()
-    static_mask = adjacency_mask(grid, curve) if adjacency else torch.eye(blocks, dtype=torch.bool)
+    always, allowed = masks.always.dense(grid, curve), masks.allowed.dense(grid, curve)
 
     q, k, v = q[:, :, order], k[:, :, order], v[:, :, order]
-    indices, counts = select.block_select(q, k, static_mask, knobs, video, mask, False)
+    indices, counts = select.block_select(q, k, always, knobs, video, mask, False, allowed)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     carved = attend.block_sparse_attention(q, k, v, indices, counts, knobs, video, mask, scale)
     out = torch.empty_like(carved)

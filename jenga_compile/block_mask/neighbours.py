@@ -1,4 +1,4 @@
-"""Which key blocks a query block may see, as boolean masks over blocks of consecutive curve positions."""
+"""Which blocks touch in the video, whatever lies between them on the curve."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jenga_compile.config import BLOCK, CurveKind
-from jenga_compile.curve import order_arrays
+from jenga_compile.config import BLOCK
+from jenga_compile.curve import AnyCurve, order_arrays
 from jenga_compile.grid import TokenGrid
 
 
-def adjacency(grid: TokenGrid, kind: CurveKind = "gilbert", block: int = BLOCK) -> torch.Tensor:
+def adjacency(grid: TokenGrid, kind: AnyCurve = "gilbert", block: int = BLOCK) -> torch.Tensor:
     """Blocks that touch: some token of one is within Chebyshev distance 1, in (t, h, w), of some token of the other.
 
     A block touches itself. A partial last block takes part with the tokens it has. Nothing wraps around the grid.
@@ -33,7 +33,7 @@ def adjacency(grid: TokenGrid, kind: CurveKind = "gilbert", block: int = BLOCK) 
 
     Source: the paper, section 3.1, and its release (26-neighbourhood of tokens).
     """
-    return torch.from_numpy(_adjacency(grid, kind, block).copy())
+    return torch.from_numpy(adjacency_array(grid, kind, block).copy())
 
 
 # Half of the 26 neighbours, as (dt, dh, dw); the other half are their negatives.
@@ -41,7 +41,8 @@ _FORWARD = [offset for offset in product((-1, 0, 1), repeat=3) if offset > (0, 0
 
 
 @lru_cache(maxsize=64)
-def _adjacency(grid: TokenGrid, kind: CurveKind, block: int) -> npt.NDArray[np.bool_]:
+def adjacency_array(grid: TokenGrid, kind: AnyCurve, block: int) -> npt.NDArray[np.bool_]:
+    """`adjacency` as a read-only numpy array, built once and shared."""
     n = grid.blocks(block)
     block_of = (order_arrays(grid, kind)[1] // block).reshape(grid.shape)
     touches = np.eye(n, dtype=np.bool_)

@@ -1,0 +1,1 @@
+"""Following a token axis up through a graph: what `infer_layout` rests on."""

@@ -1,0 +1,1 @@
+"""Proving what a mask says, and building it anew: what `normalise_mask` rests on."""

@@ -1,0 +1,1 @@
+"""Planning, writing and verifying a reordered graph: what `hoist_reorder` rests on."""

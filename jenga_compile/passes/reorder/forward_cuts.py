@@ -1,0 +1,94 @@
+"""The order of what an op cuts out, joins or writes into, from the orders of its inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from jenga_compile.passes.graph import argument, integer, shape_of
+from jenga_compile.passes.reorder.forward_rules import named, operand, sequence_length
+from jenga_compile.passes.reorder.runs import Fault, cut, is_fixed, joined, met, tokens_of, uniform
+from jenga_compile.passes.reorder.seen import Moved, Seen
+
+aten = torch.ops.aten
+
+
+def slice_order(node: Node, seen: Seen) -> Moved | None:
+    source = operand(node)
+    (dim,) = named(argument(node, 1, "dim", 0), len(shape_of(source)))
+    if dim != seen.dim(source):
+        return Moved(seen.dim(source), seen.sequence(source))
+    size = shape_of(source)[dim]
+    begin, end, stride = (argument(node, place, "bound") for place in (2, 3, 4))
+    begin, end, stride = slice(*(None if bound is None else integer(bound) for bound in (begin, end, stride))).indices(
+        size
+    )
+    runs = cut(seen.whole(source, dim), begin, max(begin, end))
+    if stride != 1 and not is_fixed(runs):
+        raise Fault(f"takes every {stride}. of permuted tokens")
+    return Moved(dim, runs) if stride == 1 else None
+
+
+def cat_order(node: Node, seen: Seen) -> Moved | None:
+    rank = len(shape_of(node))
+    pieces = [piece for piece in argument(node, 0, "tensors") if len(shape_of(piece)) == rank]
+    (joint,) = named(argument(node, 1, "dim", 0), rank)
+    dims = {seen.dim(piece) for piece in pieces if seen.is_moved(piece)} or {joint}
+    if len(dims) != 1:
+        raise Fault(f"pieces are permuted along dimensions {sorted(dims)}")
+    (dim,) = dims
+    if dim == joint:
+        return Moved(dim, joined(*(seen.whole(piece, dim) for piece in pieces)))
+    tokens = sequence_length(pieces, seen)
+    return Moved(dim, met([seen.along(piece, dim, tokens) for piece in pieces]))
+
+
+def stack_order(node: Node, seen: Seen) -> Moved | None:
+    pieces = argument(node, 0, "tensors")
+    (new,) = named(argument(node, 1, "dim", 0), len(shape_of(node)))
+    dims = {seen.dim(piece) for piece in pieces if seen.is_moved(piece)}
+    if len(dims) != 1:
+        raise Fault(f"pieces are permuted along dimensions {sorted(dims)}")
+    (dim,) = dims
+    tokens = sequence_length(pieces, seen)
+    return Moved(dim + (dim >= new), met([seen.along(piece, dim, tokens) for piece in pieces]))
+
+
+def pad_order(node: Node, seen: Seen) -> Moved | None:
+    source = operand(node)
+    dim = seen.dim(source)
+    widths = [integer(width) for width in argument(node, 1, "pad")]
+    place = 2 * (len(shape_of(source)) - 1 - dim)
+    left, right = widths[place : place + 2] if place < len(widths) else (0, 0)
+    if left == right == 0:
+        return Moved(dim, seen.sequence(source))
+    if min(left, right) < 0:
+        raise Fault("padding takes permuted tokens away")
+    return Moved(dim, joined(uniform(left), seen.whole(source, dim), uniform(right)))
+
+
+def scatter_slice_order(node: Node, seen: Seen) -> Moved | None:
+    whole, patch = operand(node), operand(node, 1)
+    (dim,) = {seen.dim(source) for source in (whole, patch) if seen.is_moved(source)}
+    (cut_dim,) = named(argument(node, 2, "dim", 0), len(shape_of(node)))
+    if dim != cut_dim:
+        tokens = sequence_length((whole, patch), seen)
+        return Moved(dim, met([seen.along(source, dim, tokens) for source in (whole, patch)]))
+    inside, around = seen.whole(patch, dim), seen.whole(whole, dim)
+    begin, end, stride = (argument(node, place, "bound") for place in (3, 4, 5))
+    bounds = slice(*(None if bound is None else integer(bound) for bound in (begin, end, stride)))
+    begin, end, stride = bounds.indices(shape_of(node)[dim])
+    if stride != 1:
+        raise Fault(f"writes to every {stride}. token")
+    return Moved(dim, joined(cut(around, 0, begin), inside, cut(around, end, tokens_of(around))))
+
+
+def scatter_select_order(node: Node, seen: Seen) -> Moved | None:
+    whole, patch = operand(node), operand(node, 1)
+    (dim,) = named(argument(node, 2, "dim"), len(shape_of(node)))
+    if seen.is_moved(patch) or seen.dim(whole) != dim:
+        raise Fault("writes to one place of a tensor whose tokens are permuted")
+    index = integer(argument(node, 3, "index")) % shape_of(whole)[dim]
+    runs = seen.whole(whole, dim)
+    cut(runs, index, index + 1)
+    return Moved(dim, runs)

@@ -1,0 +1,94 @@
+"""In what order the tokens of each tensor of a graph are, as far as the verifier has gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from torch.fx import Node
+
+from jenga_compile.passes.graph import shape_of
+from jenga_compile.passes.reorder.runs import Fault, Runs, fixed, is_fixed, tokens_of, uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """The tokens along dimension `dim` are in the order of `runs`."""
+
+    dim: int
+    runs: Runs
+
+
+class Seen:
+    """The orders found so far. What is not entered is in the model's order."""
+
+    def __init__(self) -> None:
+        self._states: dict[Node, tuple[Runs, int]] = {}
+        self._uniform: set[Node] = set()
+
+    def enter(self, node: Node, moved: Moved | None) -> None:
+        if moved is not None and not is_fixed(moved.runs):
+            self._states[node] = (moved.runs, math.prod(shape_of(node)[moved.dim + 1 :]))
+
+    def enter_uniform(self, node: Node) -> None:
+        self._uniform.add(node)
+
+    def enter_view(self, node: Node, source: Node) -> None:
+        """A view keeps every element's row-major index, and with it how far its tokens are apart."""
+        if source in self._states:
+            self._states[node] = self._states[source]
+        if source in self._uniform:
+            self._uniform.add(node)
+
+    def is_moved(self, node: Node) -> bool:
+        return node in self._states
+
+    def is_uniform(self, node: Node) -> bool:
+        return node in self._uniform
+
+    def dim(self, node: Node) -> int:
+        """The dimension along which a moved tensor is permuted, whole sequences of tokens one after the other.
+
+        Raises:
+            Fault: a view has spread the tokens over several.
+        """
+        if node not in self._states:
+            raise Fault(f"{node.name} is not permuted, and another operand is")
+        runs, stride = self._states[node]
+        inner, tokens = 1, tokens_of(runs)
+        shape = shape_of(node)
+        for dim in reversed(range(len(shape))):
+            if inner == stride and shape[dim] % tokens == 0:
+                return dim
+            inner *= shape[dim]
+        raise Fault(f"the permuted tokens of {node.name} are spread over dimensions of {list(shape)}")
+
+    def sequence(self, node: Node) -> Runs:
+        """The order of one sequence of a moved tensor."""
+        return self._states[node][0]
+
+    def along(self, node: Node, dim: int, tokens: int) -> Runs:
+        """The order along one dimension, in sequences of so many tokens.
+
+        Raises:
+            Fault: its sequences are longer or shorter.
+        """
+        if node in self._uniform:
+            return uniform(tokens)
+        if node not in self._states or self.dim(node) != dim:
+            return fixed(tokens)
+        runs = self.sequence(node)
+        if tokens_of(runs) != tokens:
+            raise Fault(f"{node.name} has sequences of {tokens_of(runs)} tokens, not of {tokens}")
+        return runs
+
+    def whole(self, node: Node, dim: int) -> Runs:
+        """The order along a dimension that is one sequence.
+
+        Raises:
+            Fault: it is several.
+        """
+        return self.along(node, dim, shape_of(node)[dim])
+
+    def is_moved_elsewhere(self, node: Node, dim: int) -> bool:
+        return node in self._states and self.dim(node) != dim

@@ -1,0 +1,157 @@
+"""One configuration through the backend, and what is to be said of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jenga_compile.errors import AttentionNotCarved
+from jenga_compile.kernels.knobs import Knobs
+from jenga_compile.report import Report
+from tests.fuzz.configuration import DTYPES, Configuration
+from tests.fuzz.oracle import complaints, is_carved, plain_output, recorded_calls
+from tests.fuzz.small_dit import SmallDiT, build, inputs
+from tests.tolerance import assert_rounding
+
+Verdict = Literal["ok", "wrong", "dense", "gathers", "crash"]
+"""Numbers outside their budget; a site not as expected; more gathers for more layers; an exception."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    configuration: Configuration
+    verdict: Verdict
+    what: str = ""
+    carved: int = 0
+    left: int = 0
+    gathers: tuple[int, int] = (0, 0)
+    reordered: int = 0
+    seconds: float = 0.0
+
+
+class Failure(Exception):
+    """A trial that did not go as it must."""
+
+    def __init__(self, verdict: Verdict, what: str) -> None:
+        super().__init__(what)
+        self.verdict, self.what = verdict, what
+
+
+def run(c: Configuration) -> Outcome:
+    """Compile and compare; never raises."""
+    started = time.perf_counter()
+    torch._dynamo.reset()
+    reports: list[Report] = []
+    try:
+        with warnings.catch_warnings(), torch.inference_mode() if c.inference_mode else torch.no_grad():
+            warnings.simplefilter("ignore")
+            _try(c, reports)
+            _compare_gathers(c, reports[0])
+        verdict, what = "ok", ""
+    except Failure as failure:
+        verdict, what = failure.verdict, failure.what
+    except Exception as error:
+        verdict, what = _crash(error)
+    report = reports[0] if reports else Report()
+    return Outcome(
+        configuration=c,
+        verdict=verdict,
+        what=what,
+        carved=report.carved,
+        left=report.left,
+        gathers=(report.gathers_in, report.gathers_out),
+        reordered=sum(site.reordered for site in report.sites),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _crash(error: Exception) -> tuple[Verdict, str]:
+    inner = getattr(error, "inner_exception", error)
+    if isinstance(inner, AttentionNotCarved):
+        return "dense", str(inner)
+    frames = traceback.extract_tb(inner.__traceback__)
+    where = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+    return "crash", f"{type(inner).__name__}: {' '.join(str(inner).split())[:300]}{where}"
+
+
+def _try(c: Configuration, reports: list[Report]) -> None:
+    model = build(c)
+    knobs = Knobs(1.0, 0.0) if c.live_knobs else None
+    compiled = compile_model(c, model, reports, knobs)
+    sized = [c] if c.second_grid is None else [c, dataclasses.replace(c, grid=c.second_grid)]
+    for own in sized:
+        given = inputs(c, own.grid)
+        if knobs is not None:
+            _compare(dataclasses.replace(own, keep=1.0), model, compiled, given)
+            knobs.keep, knobs.cutoff = c.keep, c.cutoff
+        _compare(own, model, compiled, given)
+        wrong = complaints(own if len(reports) > 1 else c, reports[-1]) if reports else ["no report"]
+        if wrong:
+            raise Failure("dense", "; ".join(wrong))
+
+
+def compile_model(
+    c: Configuration, model: SmallDiT, reports: list[Report], knobs: Knobs | None = None
+) -> Callable[..., Tensor]:
+    options: dict[str, Any] = {
+        "keep": c.keep,
+        "cutoff": c.cutoff,
+        "curve": c.curve,
+        "adjacency": c.adjacency,
+        "blocks": None if c.blocks is None else c.block_mask(),
+        "min_blocks": c.min_blocks,
+        "strict": c.strict and is_carved(c) and not c.refiner,
+        "inner": c.inner,
+        "on_report": reports.append,
+    }
+    if knobs is not None:
+        options["knobs"] = knobs
+    if c.grid_given:
+        options["grid"] = c.grid
+        options["text"] = c.side if c.is_joint else None
+    return torch.compile(model, backend="jenga", fullgraph=True, dynamic=c.second_grid is not None, options=options)
+
+
+def _compare(c: Configuration, model: SmallDiT, compiled: Callable[..., Tensor], given: dict[str, Any]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=c.autocast):
+        with recorded_calls() as calls:
+            actual = compiled(**given)
+        baseline = plain_output(c, model, given, calls)
+    truth = plain_output(c, *_as_type(torch.float64, model, given), calls)
+    if c.dtype == "float64":
+        rough = plain_output(c, *_as_type(torch.float32, model, given), calls)
+        baseline = truth + (rough - truth) * (torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps)
+    try:
+        assert_rounding(actual, truth=truth, baseline=baseline, values=baseline)
+    except AssertionError as error:
+        raise Failure("wrong", str(error).split("\n")[0]) from error
+
+
+def _as_type(dtype: torch.dtype, model: SmallDiT, given: dict[str, Any]) -> tuple[SmallDiT, dict[str, Any]]:
+    """Model and inputs in another type; tables of angles keep theirs."""
+    own = DTYPES[model.c.dtype]
+    cast = {name: x.to(dtype) if x.dtype == own and name != "angles" else x for name, x in given.items()}
+    return copy.deepcopy(model).to(dtype), cast
+
+
+def _compare_gathers(c: Configuration, report: Report) -> None:
+    """One layer more must not cost gathers; asked of every eighth seed."""
+    if c.seed % 8 or c.second_grid is not None or not report.carved:
+        return
+    torch._dynamo.reset()
+    deeper = dataclasses.replace(c, layers=c.layers + 1)
+    reports: list[Report] = []
+    given = inputs(deeper, deeper.grid)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=c.autocast):
+        compile_model(deeper, build(deeper), reports)(**given)
+    before, after = ((found.gathers_in, found.gathers_out) for found in (report, reports[0]))
+    if after[0] > before[0] or after[1] > before[1]:
+        raise Failure("gathers", f"{before} gathers with {c.layers} layers, {after} with one more")

@@ -1,0 +1,165 @@
+"""Reordering once a graph: the numbers stay, the gathers do not grow with depth, and none of them is for show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from jenga_compile.passes.hoist_reorder import hoist_reorder
+from jenga_compile.passes.site import CURVE_INDEX
+from tests.passes.aten_graphs import Stopped, stopped_before
+from tests.passes.plain_dit import Block, PlainDiT, latents, prompt
+from tests.toys import TOYS, Toy
+
+EVERYTHING = {"keep": 1.0, "min_blocks": 2}
+HOISTED = {
+    "hunyuan": (5, 1),
+    "hunyuan_latent_concat": (5, 1),
+    "hunyuan_token_replace": (5, 1),
+    "wan": (3, 1),
+    "wan_image": (3, 1),
+    "wan_ti2v": (4, 1),
+    "wan_vace": (4, 1),
+    "chronoedit": (3, 1),
+    "cogvideox": (3, 1),
+    "cogvideox_sincos": (2, 1),
+    "cogvideox15": (3, 1),
+    "ltx": (2, 1),
+    "kandinsky5": (2, 1),
+    "sd3": (2, 1),
+    "sd35": (2, 1),
+    "qwenimage": (2, 1),
+    "flux": (2, 1),
+}
+"""Gathers in and out of each toy, whatever its depth."""
+
+
+def gathers(gm: GraphModule) -> list[torch.fx.Node]:
+    indices = list(gm.graph.find_nodes(op="call_function", target=CURVE_INDEX))
+    return [user for index in indices for user in index.users]
+
+
+def stopped(toy: Toy, before: str | None, **more: Any) -> Stopped:
+    with toy.settings():
+        return stopped_before(before, toy.model, options={**EVERYTHING, **toy.options}, **more, **toy.inputs)
+
+
+@pytest.mark.parametrize("name", HOISTED)
+def test_gathers_do_not_grow_with_depth(name: str) -> None:
+    report = stopped(TOYS[name](layers=3), None).ledger.report()
+    assert report.carved
+    assert all(site.reordered for site in report.sites if site.decision == "carved")
+    assert (report.gathers_in, report.gathers_out) == HOISTED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "decompose"), [*((name, False) for name in HOISTED), ("hunyuan", True), ("wan", True)]
+)
+def test_the_reordered_graph_computes_the_same_and_needs_every_gather(name: str, decompose: bool) -> None:
+    before = stopped(TOYS[name](), "hoist_reorder", decompose=decompose)
+    expected = before.run()
+    hoist_reorder(before.gm, before.ledger)
+    found = gathers(before.gm)
+    assert found
+    assert_close(before.run(), expected)
+    for gather in found:
+        kept = gather.target, gather.args
+        gather.target, gather.args = torch.ops.aten.clone.default, (gather.args[0],)
+        before.gm.recompile()
+        assert difference(before.run(), expected) > 1e-4, f"{gather} moves nothing that matters"
+        gather.target, gather.args = kept
+
+
+def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
+    assert difference(actual, expected) < 1e-5
+
+
+def difference(actual: list[Tensor], expected: list[Tensor]) -> float:
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("side", ["before", "after", "none"])
+@pytest.mark.parametrize("patch", ["conv3d", "conv2d", "linear"])
+def test_plain_models_reorder_once(patch: Any, side: Any) -> None:
+    before = stopped_before("hoist_reorder", PlainDiT(patch, side, layers=3), latents(), prompt(), options=EVERYTHING)
+    expected = before.run()
+    hoist_reorder(before.gm, before.ledger)
+    report = before.ledger.report()
+    assert (report.gathers_in, report.gathers_out) == (1, 1)
+    assert_close(before.run(), expected)
+
+
+class Mixing(nn.Module):
+    """A DiT whose every layer does something to its tokens between two blocks."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], layers: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Conv3d(4, 16, (1, 2, 2), stride=(1, 2, 2))
+        self.blocks = nn.ModuleList(Block() for _ in range(layers))
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = self.between(block(tokens))
+        return tokens
+
+
+def convolved(tokens: Tensor) -> Tensor:
+    """A depthwise convolution over the grid, as some feed-forward layers have it."""
+    volume = tokens.transpose(1, 2).unflatten(2, (3, 8, 6))
+    return F.avg_pool3d(volume, 3, stride=1, padding=1).flatten(2).transpose(1, 2)
+
+
+MIXES: dict[str, Callable[[Tensor], Tensor]] = {
+    "convolution": convolved,
+    "shift": lambda x: x.roll(1, dims=1),
+    "per frame": lambda x: x.unflatten(1, (3, 48)).softmax(2).flatten(1, 2),
+    "pooled over tokens": lambda x: x + x.mean(1, keepdim=True),
+    "sorted": lambda x: x.sort(dim=1).values,
+    "positions": lambda x: x * torch.arange(144.0)[:, None].sin(),
+    "frames scaled": lambda x: (x.unflatten(1, (3, 48)) * torch.tensor([1.0, 2.0, 3.0])[:, None, None]).flatten(1, 2),
+    "first frame alone": lambda x: torch.cat([x[:, :48] * 2, x[:, 48:]], 1),
+    "half a frame alone": lambda x: torch.cat([x[:, :24] * 2, x[:, 24:]], 1),
+    "strided": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
+    "written in place": lambda x: torch.index_fill(x, 1, torch.tensor([5]), 0.0),
+    "as keys of its own": lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0],
+    "causal": lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], is_causal=True)[:, 0],
+    "strides": lambda x: x.as_strided(x.shape, x.stride()),
+    "batch of rows": lambda x: (x.reshape(-1, 16) @ torch.eye(16)).view(x.shape),
+    "outer product of itself": lambda x: (x @ x.mT).softmax(-1) @ x,
+    "pairs of tokens": lambda x: x.unflatten(1, (72, 2)).flip(2).flatten(1, 2),
+    "repeated and folded": lambda x: x.repeat(1, 2, 1).unflatten(1, (2, 144)).sum(1),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_what_mixes_tokens_between_layers_is_never_wrong(name: str) -> None:
+    before = stopped_before("hoist_reorder", Mixing(MIXES[name]), latents(), options=EVERYTHING)
+    expected = before.run()
+    hoist_reorder(before.gm, before.ledger)
+    assert_close(before.run(), expected)
+
+
+def test_frames_with_a_part_of_their_own_stay_together() -> None:
+    before = stopped_before("hoist_reorder", Mixing(MIXES["first frame alone"]), latents(), options=EVERYTHING)
+    hoist_reorder(before.gm, before.ledger)
+    report = before.ledger.report()
+    assert (report.gathers_in, report.gathers_out) == (1, 1)
+    (index, *_) = before.gm.graph.find_nodes(op="call_function", target=CURVE_INDEX)
+    assert index.args[7] == [1]
+
+
+def test_a_graph_in_which_hoisting_does_not_pay_is_left_as_it_was() -> None:
+    before = stopped_before("hoist_reorder", Mixing(MIXES["strides"]), latents(), options=EVERYTHING)
+    code = before.gm.code
+    hoist_reorder(before.gm, before.ledger)
+    assert before.gm.code == code
+    report = before.ledger.report()
+    assert (report.gathers_in, report.gathers_out) == (3 * report.carved, report.carved)
