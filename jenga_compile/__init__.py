@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from jenga_compile.config import Carving
 from jenga_compile.report import Report, Site
 
 if TYPE_CHECKING:
+    from jenga_compile.compilation import compile
     from jenga_compile.explanation import explain
+    from jenga_compile.kernels.knobs import Knobs
+    from jenga_compile.token_context import token_grid
 
     __version__: str
 
-__all__ = ["Carving", "Report", "Site", "__version__", "explain"]
+__all__ = ["Carving", "Knobs", "Report", "Site", "__version__", "compile", "explain", "token_grid"]
+
+_LATER = {
+    "Knobs": "jenga_compile.kernels.knobs",
+    "compile": "jenga_compile.compilation",
+    "explain": "jenga_compile.explanation",
+    "token_grid": "jenga_compile.token_context",
+}
+"""Names that take seconds to import, and where they are."""
 
 
 def __getattr__(name: str) -> object:
     """What takes seconds to import, or a look at the installation, waits until it is asked for."""
-    if name == "explain":
-        from jenga_compile.explanation import explain
-
-        return explain
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 

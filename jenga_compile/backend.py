@@ -15,10 +15,13 @@ from typing import Any, cast
 import torch
 from torch.fx import GraphModule
 
+from jenga_compile import block_mask
 from jenga_compile.config import Inner, Options, parse_options
-from jenga_compile.errors import OptionOutOfRange
+from jenga_compile.errors import OptionOfWrongType, OptionOutOfRange
+from jenga_compile.kernels.knobs import Knobs
 from jenga_compile.passes import run_passes
 from jenga_compile.passes.ledger import Ledger
+from jenga_compile.self_check import self_checked
 
 Compiled = Callable[..., Any]
 
@@ -40,7 +43,7 @@ def jenga(
     compiled = compile_graph(gm, example_inputs, ledger)
     ledger.enforce_strict()
     _publish(ledger)
-    return compiled
+    return self_checked(compiled) if parsed.self_check else compiled
 
 
 def read_options(options: Mapping[str, Any] | None, mode: str | None = None) -> Options:
@@ -50,11 +53,22 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None = None) -> 
         UnknownOption, OptionOutOfRange, OptionOfWrongType, OptionsAtOdds, ModeAndOptions: they are not as documented.
     """
     parsed = parse_options(options, mode)
+    carving = parsed.carving
+    _require(carving.blocks, block_mask.Mask, "blocks", "a block mask", "Pass e.g. Adjacency() | Window(8.0).")
+    _require(carving.knobs, Knobs, "knobs", "a Knobs", "Pass jenga_compile.Knobs(keep=0.3).")
+    if carving.blocks is not None:
+        block_mask.split(carving.blocks)
     if parsed.mode is not None:
         modes = tuple(torch._inductor.list_mode_options())
         if parsed.mode not in modes:
             raise OptionOutOfRange(name="mode", value=parsed.mode, expected=f"{modes}", way_out="Pick one of them.")
     return parsed
+
+
+def _require(value: object, kind: type, name: str, expected: str, way_out: str) -> None:
+    """An option whose type `config` cannot name, since it stands below it."""
+    if value is not None and not isinstance(value, kind):
+        raise OptionOfWrongType(name=name, value=value, found=type(value).__name__, expected=expected, way_out=way_out)
 
 
 def compile_graph(gm: GraphModule, example_inputs: Sequence[Any], ledger: Ledger) -> Compiled:

@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
     _add_generate(verbs.add_parser("generate", help="make a video from a prompt with the packaged model"))
     _add_explain(verbs.add_parser("explain", help="what carving would do to a known model, without its weights"))
+    _add_bench(verbs.add_parser("bench", help="measure on this machine: compilation"))
     return parser
 
 
@@ -154,6 +155,29 @@ def _explain(parsed: argparse.Namespace) -> str:
         return listed()
     fields = {name: value for name, value in vars(parsed).items() if name not in ("run", "parser", "list")}
     return run(Request(**fields))
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(required=True, metavar="WHAT", parser_class=_Parser)
+    _add_bench_compile(what.add_parser("compile", help="seconds, graphs and caches of a known model's compilation"))
+
+
+def _add_bench_compile(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", default="hunyuan-video", help="name from `jenga explain --list` (default: hunyuan-video)")
+    add("--layers", type=int, help="cut the model to so many blocks of each kind (default: all, which takes minutes)")
+    add("--size", type=_size, help="pixels, height x width (default: 12 x 16 tokens)")
+    add("--frames", type=int, help="frames of the video (default: three of tokens)")
+    add("--runs", type=int, default=1, help="times that each compilation is measured (default: 1)")
+    add("--json", type=Path, help="also write all of it to this file")
+    parser.set_defaults(run=_bench_compile)
+
+
+def _bench_compile(parsed: argparse.Namespace) -> str:
+    from jenga_compile.bench.compile import Request
+    from jenga_compile.bench.compile_text import run
+
+    return run(Request(**{name: value for name, value in vars(parsed).items() if name != "run"}))
 
 
 if __name__ == "__main__":

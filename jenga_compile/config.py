@@ -125,11 +125,20 @@ class Options:
     """What runs the rewritten graph: Inductor, or PyTorch op by op, after Inductor's decompositions ("aot_eager") or
     without them ("eager"). The last two are for debugging and bisecting."""
 
+    hoist: bool = True
+    """Whether tokens are reordered once a graph, where that is proven; else every site does it by itself."""
+
+    self_check: bool = False
+    """Whether the compiled graph is run in two token orders when it is first called, to see that nothing but attention
+    depends on them. Costs two dense calls."""
+
     on_report: Callable[[Report], None] | None = None
     """Called with the report of every graph as it is compiled."""
 
     def __post_init__(self) -> None:
-        _require_type(type(self.strict) is bool, "strict", self.strict, "True or False", "Pass one of them.")
+        for name in ("strict", "hoist", "self_check"):
+            value = getattr(self, name)
+            _require_type(type(value) is bool, name, value, "True or False", "Pass one of them.")
         _require_type(
             self.mode is None or isinstance(self.mode, str), "mode", self.mode, "a string", "Pass e.g. 'max-autotune'."
         )

@@ -106,6 +106,21 @@ class BlockListOutOfRange(JengaError, IndexError):
     )
 
 
+class OrderMatters(JengaError, RuntimeError):
+    template = (
+        "output {output} of the compiled graph changes by {difference:.3g} (largest value {largest:.3g}) with the order "
+        "of its tokens, which it must not. This is a bug of jenga_compile: please report it with the model; "
+        "options={{'hoist': False}} avoids it."
+    )
+
+
+class GridNotSet(JengaError, RuntimeError):
+    template = (
+        "carved attention over {length} tokens was compiled to take its grid from the running call, which tells none. "
+        "Call the model as jenga_compile.compile(model) gives it, or inside `with jenga_compile.token_grid(t, h, w):`."
+    )
+
+
 class UnknownMask(JengaError, LookupError):
     template = (
         "no block masks are registered under handle {handle}; there are {known} of them. Handles hold for one process: "
@@ -167,6 +182,13 @@ class NoNarrowModel(JengaError, NotImplementedError):
     template = (
         "{model} cannot be made narrow: nothing says which arguments of {transformer} set its width. "
         "Bench a model of another class, or add the class to jenga_compile/models/narrow.py."
+    )
+
+
+class BenchFailed(JengaError, RuntimeError):
+    template = (
+        "the process that compiles {model} with {backend!r} ended with exit code {code}: {why}. "
+        "Bench a model that runs, or look for the same error in a call of it."
     )
 
 

@@ -25,6 +25,8 @@ class Site:
     batch: int
     heads: int
     queries: int
+    """Tokens of the queries; 0 where the number is known only when the graph runs. So are `keys` and `text`."""
+
     keys: int
     head_dim: int
 
@@ -143,8 +145,8 @@ def _table(sites: tuple[Site, ...]) -> list[str]:
             site.path,
             site.decision,
             "x".join(map(str, site.grid)) if site.grid else "-",
-            f"{site.queries}x{site.keys}",
-            str(site.text or "-"),
+            f"{site.queries or '?'}x{site.keys or '?'}",
+            str(site.text or "-") if site.queries else "?",
             site.curve or "-",
             site.reason,
         )

@@ -22,9 +22,11 @@ from jenga_compile.models.catalogue import find_model
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.presets import find_preset
 from jenga_compile.report import Site
+from jenga_compile.self_check import check_order
 
 Q = torch.randn(1, 2, 300, 16)
 KNOBS = knobs.make_knobs(0.5, 0.0)
+SHUFFLED = (2, 3, 4, "gilbert", False, 0, 0, [])
 EYE = torch.eye(3, dtype=torch.bool)
 FRAMES = np.zeros((2, 8, 8, 3), np.uint8)
 ops = torch.ops.jenga
@@ -117,6 +119,13 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.VideoOutOfRange: (lambda: select(video=301), "video=301 is outside [1, 300]"),
     errors.VideoSpanOutOfRange: (lambda: carved(video_start=20), "a grid of 288 tokens from position 20"),
     errors.BlockListOutOfRange: (attend_lists_out_of_range, "range over"),
+    errors.OrderMatters: (
+        lambda: check_order(
+            lambda x: (x * torch.ops.jenga.curve_index(*SHUFFLED, device=x.device),), (torch.ones(24),)
+        ),
+        "output 0",
+    ),
+    errors.GridNotSet: (lambda: carved(t=0, h=0, w=0), "over 300 tokens"),
     errors.UnknownMask: (lambda: carved(blocks=99_999), "handle 99999"),
     errors.UnknownKnobs: (lambda: carved(knobs=99_999), "handle 99999"),
     errors.NotDifferentiable: (backward, "jenga::carved_attention has no backward"),

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "jenga_compile"
 
 BASE = {"errors", "config", "grid"}
-GEOMETRY = BASE | {"curve", "block_mask"}
+GEOMETRY = BASE | {"curve", "block_mask", "token_context"}
 COMPILER = GEOMETRY | {"report", "kernels", "models", "passes"}
 
 MAY_IMPORT = {
@@ -21,21 +21,25 @@ MAY_IMPORT = {
     "config": {"errors"},
     "grid": {"errors", "config"},
     "curve": BASE,
+    "token_context": BASE,
     "block_mask": BASE | {"curve"},
     "media": {"errors"},
     "models": BASE,
     "kernels": GEOMETRY,
     "passes": COMPILER,
-    "backend": COMPILER,
+    "self_check": {"errors", "kernels"},
+    "backend": COMPILER | {"self_check"},
     "explanation": COMPILER | {"backend"},
+    "compilation": COMPILER | {"backend"},
     "zoo": {"errors", "media"},
     "generate": COMPILER | {"backend", "media", "zoo"},
     "presets": {"errors", "config"},
     "cost": GEOMETRY | {"report"},
     "forecast": COMPILER | {"explanation", "cost", "presets"},
     "forecast_text": {"forecast", "models", "presets", "report"},
-    "cli": {"errors", "generate", "forecast", "forecast_text"},
-    "__init__": {"config", "explanation", "report"},
+    "bench": COMPILER | {"forecast_text"},
+    "cli": {"errors", "generate", "forecast", "forecast_text", "bench"},
+    "__init__": {"config", "compilation", "explanation", "kernels", "report", "token_context"},
 }
 
 

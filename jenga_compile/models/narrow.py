@@ -1,7 +1,7 @@
 """A named model made narrow: as deep as released and as rich in operations, at a cost that a CPU has time for.
 
-What a compiler has to do grows with the operations of a graph, not with the numbers in its tensors. So a narrow model is
-compiled as its released one is, and its weights fit anywhere. What the call passes in keeps its width.
+What a compiler has to do grows with the operations of a graph, not with the numbers in its tensors. So a narrow
+model is compiled as its released one is, and its weights fit anywhere. What the call passes in keeps its width.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from jenga_compile.block_mask import Adjacency, Own, split
+from jenga_compile.block_mask import Adjacency, Condition, Own, split
 from jenga_compile.config import Carving
 from jenga_compile.kernels import knobs, static_masks
 from jenga_compile.models import recipe_for
@@ -51,7 +51,7 @@ def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> 
         return short_site(example(layout.video), "video tokens", carving)
     if isinstance(mask, Node) and not is_key_mask(mask):
         return {}
-    arguments = [sizes.node(size) for size in (*layout.grid, layout.start)]
+    arguments = [0] * 4 if layout.from_context else [sizes.node(size) for size in (*layout.grid, layout.start)]
     if None in arguments:
         return {"reason": "the sizes of its grid are computed inside the graph"}
     curve = carving.curve or recipe_for(module_classes(site)).curve
@@ -70,7 +70,12 @@ def is_key_mask(mask: Node) -> bool:
 
 
 def _knobs(carving: Carving) -> int:
-    return knobs.register(carving.knobs) if carving.knobs is not None else _fixed_knobs(carving.keep, carving.cutoff)
+    if carving.knobs is not None:
+        return knobs.register(carving.knobs)
+    importance = split(carving.blocks).importance if carving.blocks is not None else None
+    if importance is not None:
+        return _fixed_knobs(importance.keep, importance.cutoff)
+    return _fixed_knobs(carving.keep, carving.cutoff)
 
 
 @functools.cache
@@ -82,7 +87,7 @@ def _fixed_knobs(keep: float, cutoff: float) -> int:
 def _blocks(carving: Carving) -> int:
     if carving.blocks is None:
         return static_masks.register(static_masks.StaticMasks(Adjacency() if carving.adjacency else Own()))
-    parts = split(carving.blocks)
+    parts = split(carving.blocks | Condition())
     return static_masks.register(static_masks.StaticMasks(parts.always, parts.allowed))
 
 

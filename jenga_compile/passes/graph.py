@@ -55,6 +55,19 @@ def is_tensor(value: object) -> TypeGuard[Node]:
     return isinstance(value, Node) and isinstance(value.meta.get("val", value.meta.get("example_value")), torch.Tensor)
 
 
+def uses_of(node: Node) -> list[Node]:
+    """Every use of a tensor by an op: a tensor that is used twice stands there twice."""
+    found: list[Node] = []
+    pending = [*node.kwargs.values(), *node.args]
+    while pending:
+        use = pending.pop()
+        if isinstance(use, (list, tuple)):
+            pending += use
+        elif is_tensor(use):
+            found.append(use)
+    return found
+
+
 def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of an ATen node by position or keyword."""
     if len(node.args) > position:

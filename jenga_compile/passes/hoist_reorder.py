@@ -27,7 +27,7 @@ from jenga_compile.passes.reorder.order import Label, Order
 from jenga_compile.passes.reorder.plan import ReorderPlan, plan_reorder
 from jenga_compile.passes.reorder.verify import verify_reorder
 from jenga_compile.passes.reorder.write import Unwritable, write_gathers
-from jenga_compile.passes.site import CARVED, CarvedCall
+from jenga_compile.passes.site import CARVED, FRAMES, CarvedCall
 from jenga_compile.passes.sizes import Valuation, under, valuations
 
 aten = torch.ops.aten
@@ -39,9 +39,17 @@ _MOST_CUTS = 4
 
 
 def hoist_reorder(gm: GraphModule, ledger: Ledger) -> None:
+    if not ledger.options.hoist:
+        return
     for graph_module in graphs_of(gm):
-        if graph_module.graph.find_nodes(op="call_function", target=CARVED):
+        if _sites(graph_module.graph):
             _hoist(graph_module, ledger)
+
+
+def _sites(graph: Graph) -> list[Node]:
+    """Sites whose grid is the graph's own; one that each call tells anew cannot be reordered in the graph."""
+    sites = graph.find_nodes(op="call_function", target=CARVED)
+    return [site for site in sites if site.args[FRAMES] != 0]
 
 
 def _hoist(gm: GraphModule, ledger: Ledger) -> None:
@@ -51,7 +59,7 @@ def _hoist(gm: GraphModule, ledger: Ledger) -> None:
     copy = Graph()
     copy.output(copy.graph_copy(gm.graph, {}))
     copy.output_node().meta = dict(gm.graph.output_node().meta)
-    sites = list(copy.find_nodes(op="call_function", target=CARVED))
+    sites = _sites(copy)
     under_all = valuations(gm.graph)
     found = _agreed_plans(copy, sites, under_all)
     if found is None or not _pays(found[0], sites, under_all[0]):

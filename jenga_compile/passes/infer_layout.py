@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 from jenga_compile.config import BLOCK, Carving
 from jenga_compile.passes.graph import graphs_of, is_data_dependent, tensor_of
-from jenga_compile.passes.layout.proof import Layout, LayoutProof, Unproven
+from jenga_compile.passes.layout.proof import CrossAttention, Layout, LayoutProof, Unproven
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
 from jenga_compile.passes.sizes import (
@@ -40,6 +40,8 @@ class SymbolicLayout:
     grid: tuple[sympy.Expr, sympy.Expr, sympy.Expr]
     start: sympy.Expr
     tokens: sympy.Expr
+    from_context: bool = False
+    """Whether the grid is told by each call anew (`token_context.py`); the sizes are then those of this one."""
 
     @property
     def video(self) -> sympy.Expr:
@@ -48,7 +50,7 @@ class SymbolicLayout:
 
     def at(self, valuation: Valuation) -> Layout:
         t, h, w, start, tokens = (valuation(size) for size in (*self.grid, self.start, self.tokens))
-        return Layout((t, h, w), start, tokens)
+        return Layout((t, h, w), start, tokens, self.from_context)
 
 
 def infer_layout(gm: GraphModule, ledger: Ledger) -> None:
@@ -95,32 +97,39 @@ def _infer(gm: GraphModule, sites: list[Node], ledger: Ledger) -> None:
         if layout is not None:
             ledger.layouts[number] = layout
             first = layout.at(under_all[0])
-            ledger.settle(number, grid=first.grid, video=(first.start, first.stop), text=first.text)
+            text = first.text if ledger[number].queries else 0
+            ledger.settle(number, grid=first.grid, video=(first.start, first.stop), text=text)
         else:
-            story = stories[0][place]
-            reason = "no grid: its sizes hang on data" if isinstance(story, Layout) else story
-            ledger.settle(number, reason=reason)
+            ledger.settle(number, **_left(stories[0][place]))
 
 
-def _proofs(sites: list[Node], ledger: Ledger, valuation: Valuation) -> list[Layout | str]:
+def _left(story: Layout | Unproven) -> dict[str, object]:
+    if isinstance(story, Layout):
+        return {"reason": "no grid: its sizes hang on data"}
+    if isinstance(story, CrossAttention):
+        return {"reason": str(story), "intended": False}
+    return {"reason": str(story)}
+
+
+def _proofs(sites: list[Node], ledger: Ledger, valuation: Valuation) -> list[Layout | Unproven]:
     """Each site's layout in the numbers of one valuation, or why there is none."""
     proof = LayoutProof(ledger.options)
     with under(valuation):
         return [_proof(site, proof) for site in sites]
 
 
-def _proof(site: Node, proof: LayoutProof) -> Layout | str:
+def _proof(site: Node, proof: LayoutProof) -> Layout | Unproven:
     query, key = site.args[:2]
     assert isinstance(query, Node)
     assert isinstance(key, Node)
     try:
         return proof.layout(query, key)
     except Unproven as unproven:
-        return str(unproven)
+        return unproven
 
 
 def _symbolic(
-    gm: GraphModule, sites: list[Node], stories: list[list[Layout | str]], under_all: Sequence[Valuation]
+    gm: GraphModule, sites: list[Node], stories: list[list[Layout | Unproven]], under_all: Sequence[Valuation]
 ) -> list[SymbolicLayout | None] | None:
     """The layouts in the graph's sizes; None if the stories differ in more than their numbers."""
     expressions = Expressions(gm.graph, under_all)
@@ -145,4 +154,4 @@ def _carried_back(site: Node, layouts: Sequence[Layout], expressions: Expression
     start = expressions.find(tuple(layout.start for layout in layouts))
     if start is None and all(layout.stop == layout.tokens for layout in layouts):
         start = tokens - t * h * w
-    return None if start is None else SymbolicLayout((t, h, w), start, tokens)
+    return None if start is None else SymbolicLayout((t, h, w), start, tokens, layouts[0].from_context)

@@ -36,7 +36,7 @@ from jenga_compile.config import BLOCK, Carving
 from jenga_compile.kernels.dispatch import without_autocast
 from jenga_compile.passes.graph import graphs_of, is_data_dependent, tensor_of
 from jenga_compile.passes.ledger import Ledger
-from jenga_compile.passes.written.layer import ENCODER, FUNCTION, KEYS, NATIVE, PAIRS, AttentionLayer, read_layer
+from jenga_compile.passes.written.layer import ENCODER, FUNCTION, KEYS, NATIVE, AttentionLayer, read_layer
 
 
 def open_attention_layers(gm: GraphModule, ledger: Ledger) -> None:
@@ -90,9 +90,6 @@ def _check_function(given: dict[str, Any]) -> str | None:
 
 
 def _check_native(layer: AttentionLayer) -> str | None:
-    mask, kind = layer.given["mask"], layer.given["mask_type"]
-    if mask is not None and tensor_of(mask).dim() != 4 and (tensor_of(mask).dim() != 2 or kind not in (KEYS, PAIRS)):
-        return f"mask_type {kind} of a mask of {tensor_of(mask).dim()} dimensions"
     entered = layer.node.graph.find_nodes(op="call_function", target=_enter_autocast)
     if entered or torch.is_autocast_enabled(layer.out.device.type):
         return f"{layer.name} under autocast: its type is not the one that the graph knows"
@@ -131,14 +128,11 @@ class _Opener:
 
     def _function(self) -> Node:
         """[L, B, E] or [L, E]"""
-        if not self.layer.is_batched:
-            batched = {tensor: self._call(torch.unsqueeze, tensor, 0) for tensor in dict.fromkeys(self.layer.tensors)}
-        else:
-            batched = {
-                tensor: self._call(torch.transpose, tensor, 0, 1) for tensor in dict.fromkeys(self.layer.tensors)
-            }
+        turns = (torch.transpose, torch.transpose) if self.layer.is_batched else (torch.unsqueeze, torch.squeeze)
+        dims = (0, 1) if self.layer.is_batched else (0,)
+        batched = {tensor: self._call(turns[0], tensor, *dims) for tensor in dict.fromkeys(self.layer.tensors)}
         out = self._attention([batched[tensor] for tensor in self.layer.tensors], self._function_mask())
-        return self._call(torch.transpose, out, 0, 1) if self.layer.is_batched else self._call(torch.squeeze, out, 0)
+        return self._call(turns[1], out, *dims)
 
     def _native(self) -> Node:
         """[B, L, E]"""

@@ -7,9 +7,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
-from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of, tensor_of
+from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of, tensor_of, uses_of
 
 aten = torch.ops.aten
 
@@ -64,7 +63,7 @@ def reduced(node: Node, source: Node, dims: Any) -> Links:
 
 
 def pointwise_rule(node: Node) -> Links:
-    return stretched(node, [source for source in tree_leaves((node.args, node.kwargs)) if is_tensor(source)])
+    return stretched(node, uses_of(node))
 
 
 def expand_rule(node: Node) -> Links:

@@ -48,6 +48,9 @@ CURVE_INDEX = torch.ops.jenga.curve_index.default
 REORDERED = 13
 """Place of `reordered` among the arguments of `CARVED`."""
 
+FRAMES = 4
+"""Place of `t` among them; 0 where each call tells the grid."""
+
 CUTS = 9
 """Place of `cuts` among them."""
 

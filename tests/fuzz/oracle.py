@@ -40,27 +40,32 @@ Expected = dict[str, str]
 
 
 def expected_sites(c: Configuration) -> Expected:
-    longest_short = (c.min_blocks - 1) * BLOCK
     sites: Expected = {}
     for place in range(c.layers):
-        sites[f"blocks.{place}.attn"] = "short" if c.video <= longest_short else why_left(c) or "carved"
+        sites[f"blocks.{place}.attn"] = why_left(c) or "carved"
         if c.streams == "cross":
             sites[f"blocks.{place}.cross"] = f"cross-attention: {c.tokens} queries, {c.text} keys"
     if c.refiner:
         given = "the given grid" if c.grid_given else "no grid"
-        sites["refiner"] = "short" if c.text <= longest_short else given
+        sites["refiner"] = "short" if _is_short(c, c.text) else given
     return sites
 
 
+def _is_short(c: Configuration, tokens: int) -> bool:
+    return tokens <= (c.min_blocks - 1) * BLOCK
+
+
 def why_left(c: Configuration) -> str | None:
-    """How the reason begins for which the video's attention is left by design, long as it is; None if it is carved."""
+    """How the reason begins for which the video's attention is left by design; None if it is carved."""
+    if _is_short(c, c.tokens):
+        return "short"
+    if c.is_joint and c.autocast and c.is_written and c.mask in ADDITIVE:
+        return "torch.float32 scores and torch.bfloat16 values under autocast"
     if c.embed == "tokens" and not c.grid_given:
         return "no grid"
-    if not c.is_joint:
-        return None
-    if c.autocast and c.is_written and c.mask in ADDITIVE:
-        return "torch.float32 scores and torch.bfloat16 values under autocast"
-    return UNREADABLE.get(c.mask)
+    if _is_short(c, c.video):
+        return "short"
+    return UNREADABLE.get(c.mask) if c.is_joint else None
 
 
 def is_carved(c: Configuration) -> bool:

@@ -79,26 +79,35 @@ def _angles(size: int, count: int) -> Tensor:
     return torch.arange(size, dtype=torch.float32)[:, None] * frequencies
 
 
-def rotate(x: Tensor, angles: Tensor, how: str, token_dim: int) -> Tensor:
-    """x [B, L, H, D] (token_dim 1) or [B, H, L, D] (token_dim 2), rotated by angles [L, D / 2]."""
+def tables_of(angles: Tensor, how: str) -> tuple[Tensor, ...]:
+    """What `rotate` multiplies by: complex numbers [L, D / 2], or cosines and sines, [L, D / 2] or [L, D]."""
+    if how == "complex":
+        return (torch.polar(torch.ones_like(angles), angles),)
+    if how == "halves":
+        angles = torch.cat([angles, angles], dim=-1)
+    elif how == "pairs":
+        angles = angles.repeat_interleave(2, dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, tables: tuple[Tensor, ...], how: str, token_dim: int) -> Tensor:
+    """x [B, L, H, D] (token_dim 1) or [B, H, L, D] (token_dim 2), rotated by the angles that `tables` are of."""
     if token_dim == 1:
-        angles = angles[:, None]
+        tables = tuple(table[:, None] for table in tables)
     precise = x.to(torch.promote_types(x.dtype, torch.float32))
     if how == "complex":
         pairs = torch.view_as_complex(precise.unflatten(-1, (-1, 2)).contiguous())
-        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2).to(x.dtype)
+        return torch.view_as_real(pairs * tables[0]).flatten(-2).to(x.dtype)
+    cos, sin = tables
     if how == "halves":
-        cos, sin = torch.cat([angles, angles], dim=-1).cos(), torch.cat([angles, angles], dim=-1).sin()
         one, other = precise.chunk(2, dim=-1)
         return (precise * cos + torch.cat([-other, one], dim=-1) * sin).to(x.dtype)
     if how == "pairs":
         one, other = precise.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([-other, one], dim=-1).flatten(-2)
-        cos, sin = (table.repeat_interleave(2, dim=-1) for table in (angles.cos(), angles.sin()))
-        return (precise * cos + turned * sin).to(x.dtype)
+        return (precise * cos + torch.stack([-other, one], dim=-1).flatten(-2) * sin).to(x.dtype)
     assert how == "written"
     one, other = precise[..., 0::2], precise[..., 1::2]
     out = torch.empty_like(precise)
-    out[..., 0::2] = one * angles.cos() - other * angles.sin()
-    out[..., 1::2] = one * angles.sin() + other * angles.cos()
+    out[..., 0::2] = one * cos - other * sin
+    out[..., 1::2] = one * sin + other * cos
     return out.to(x.dtype)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.fuzz.configuration import DTYPES, UNREADABLE, Configuration, Grid
-from tests.fuzz.positions import CHANNELS, Embedding, Unembedding, rotary_angles, rotate, sincos
+from tests.fuzz.positions import CHANNELS, Embedding, Unembedding, rotary_angles, rotate, sincos, tables_of
 from tests.fuzz.spelling import attend, build_mask, key_mask
 
 Stand_in = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -25,7 +25,7 @@ class Context:
         self.c, self.frame, self.video = c, grid[1] * grid[2], math.prod(grid)
         self.condition: Tensor | None = None
         self.text_condition: Tensor | None = None
-        self.angles: Tensor | None = None
+        self.rotation: tuple[Tensor, ...] | None = None
         self.valid: Tensor | None = None
         self.mask: Tensor | None = None
         self.text: Tensor | None = None
@@ -112,7 +112,7 @@ class SelfAttention(nn.Module):
             return attend(self.c, *(x.transpose(1, 2) for x in (q, k, v)), None)
         if self.c.heads_first:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if context.angles is not None:
+        if context.rotation is not None:
             q, k = (self._rotated(x, context) for x in (q, k))
         if not self.c.heads_first:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -125,9 +125,9 @@ class SelfAttention(nn.Module):
 
     def _rotated(self, x: Tensor, context: Context) -> Tensor:
         dim = 2 if self.c.heads_first else 1
-        assert context.angles is not None
+        assert context.rotation is not None
         if self.c.rotary_span == "joint":
-            return rotate(x, context.angles, self.c.rotary, dim)
+            return rotate(x, context.rotation, self.c.rotary, dim)
         first = context.start_in(x.shape[dim])
         last = first + context.video
         before, video, after = (
@@ -135,7 +135,7 @@ class SelfAttention(nn.Module):
             if dim == 1
             else (x[:, :, :first], x[:, :, first:last], x[:, :, last:])
         )
-        video = rotate(video, context.angles, self.c.rotary, dim)
+        video = rotate(video, context.rotation, self.c.rotary, dim)
         pieces = [piece for piece in (before, video, after) if piece is video or piece.shape[dim] > 0]
         return torch.cat(pieces, dim=dim) if len(pieces) > 1 else video
 
@@ -282,7 +282,7 @@ class SmallDiT(nn.Module):
         context = Context(c, grid)
         context.text, context.valid, context.mask = text, self._valid(text, valid), mask
         if c.positions == "rotary":
-            context.angles = self._angles(grid, text, angles)
+            context.rotation = tables_of(self._angles(grid, text, angles), c.rotary)
         context.mask = None if c.mask_each and mask is None else context.build_mask(x.dtype)
         streams = self._streams(video, text)
         for block in self.blocks:
@@ -337,7 +337,9 @@ class SmallDiT(nn.Module):
             shared = condition[:, :1]
             pieces = [(before, shared), (None, condition), (others - before, shared)]
             joined = [
-                part if count is None else part.expand(-1, count, -1) for count, part in pieces if count is None or count
+                part if count is None else part.expand(-1, count, -1)
+                for count, part in pieces
+                if count is None or count
             ]
             context.condition = torch.cat(joined, dim=1) if len(joined) > 1 else condition
 

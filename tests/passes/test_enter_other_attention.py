@@ -157,13 +157,21 @@ def test_pytorchs_attention_layer_is_entered(batch_first: bool) -> None:
     (site,) = sites(Layer(batch_first=batch_first)).sites
     assert site.path == "attn"
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 5, 8)
-    assert site.reason == "multi_head_attention_forward: only torch's scaled_dot_product_attention is carved"
+    assert site.reason == "cross-attention: 24 queries, 5 keys"
     assert not site.intended
 
 
 def test_pytorchs_encoder_layer_is_entered() -> None:
-    (site,) = sites(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)).sites
+    (site,) = sites(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), min_blocks=8).sites
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 24, 8)
+    assert site.reason == "short: 24 tokens are fewer than min_blocks=8 blocks of 128"
+
+
+def test_a_large_layer_that_cannot_be_opened_is_meant_to_be_carved() -> None:
+    layer = nn.MultiheadAttention(16, 2, batch_first=True)
+    (site,) = sites(Attention(lambda x: layer(x, x, x)[1])).sites
+    assert site.reason == "need_weights: the weights are asked for"
+    assert site.intended
 
 
 def test_keywords_are_read_as_well() -> None:
@@ -178,7 +186,7 @@ def test_keywords_are_read_as_well() -> None:
         out: Tensor = F.multi_head_attention_forward(query=x, key=x, value=x, training=False, **named)[0]
         return out
 
-    (site,) = sites(Attention(call)).sites
+    (site,) = sites(Attention(call), min_blocks=8).sites
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 24, 8)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jenga_compile.config import Options
-from jenga_compile.passes.infer_layout import LayoutInference, Unproven
+from jenga_compile.passes.layout.proof import LayoutProof, Unproven
 from tests.passes.test_infer_layout import sites
 
 
@@ -159,7 +159,7 @@ class Shifting(nn.Module):
 
 def test_the_walk_stays_linear_in_depth() -> None:
     graph = make_fx(Shifting(40), tracing_mode="fake", _allow_non_fake_inputs=True)(torch.randn(2, 4, 3, 8, 6)).graph
-    inference = LayoutInference(Options())
+    inference = LayoutProof(Options())
     (query,) = graph.output_node().all_input_nodes
     with pytest.raises(Unproven, match="at more than 32 offsets"):
         inference.layout(query, query)

@@ -114,6 +114,5 @@ def hunyuan15(
         text=text + glyphs + pixels,
         carved=("attn",),
         left={_REFINER: "short"},
-        options={"grid": grid, "text": "after"},
         how="blocks",
     )

@@ -13,14 +13,16 @@ Legend: B batch, H heads, L tokens, D head dim. Tokens come as
     blocks       handle from `kernels.static_masks.register`: which blocks are seen always, and which never
     knobs        handle from `kernels.knobs.register`; both handles are looked up when the operator runs
     scale        factor on the logits, D**-0.5 if None
+    t, h, w      0, 0, 0: the grid that the running call tells (`token_context.py`), and where the video is with it
     reordered    False: the video comes row-major, as the model has it. True: it comes on the curve already
     out          the order of the input; BSHD storage seen as BHSD, as `jenga::block_sparse_attention` returns
 
 Means: reorder to [video in curve order, text before, text after], `jenga::block_select`,
 `jenga::block_sparse_attention`, and undo the order. With keep=1 this is dense attention.
 
-Refuses what those two refuse, a grid that does not fit (InvalidGrid, VideoSpanOutOfRange), an unknown curve
-(OptionOutOfRange) and an unregistered handle (UnknownKnobs, UnknownMask). Has no backward (NotDifferentiable).
+Refuses what those two refuse, a grid that does not fit or is not told (InvalidGrid, VideoSpanOutOfRange, GridNotSet), an
+unknown curve (OptionOutOfRange) and an unregistered handle (UnknownKnobs, UnknownMask). Has no backward
+(NotDifferentiable).
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ import torch
 
 from jenga_compile.config import CurveKind
 from jenga_compile.curve import CutCurve
-from jenga_compile.errors import VideoSpanOutOfRange
+from jenga_compile.errors import GridNotSet, VideoSpanOutOfRange
 from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels import static_masks
 from jenga_compile.kernels.carved_attention import gathered, reference
 from jenga_compile.kernels.checks import check_qkv, check_tensor, refuse_backward
 from jenga_compile.kernels.dispatch import reference_requested, stand_in_order, without_autocast
 from jenga_compile.kernels.knobs import lookup as knobs_of
+from jenga_compile.token_context import current_context
 
 _NAME = "carved_attention"
 
@@ -69,7 +72,7 @@ def carved_attention(
     """Carve tokens in the model's order; the contract is the module's docstring."""
     check_qkv(_NAME, q, k, v)
     batch, _, length, _ = q.shape
-    grid = TokenGrid(t, h, w)
+    grid, video_start = _placed((t, h, w), video_start, length)
     if not 0 <= video_start <= length - grid.tokens:
         raise VideoSpanOutOfRange(tokens=grid.tokens, start=video_start, length=length)
     if key_mask is not None:
@@ -82,6 +85,16 @@ def carved_attention(
         if stand_in_order() is not None:
             return gathered.attend_to_all(q, k, v, key_mask, scale)
         return compute(q, k, v, key_mask, grid, video_start, *how)
+
+
+def _placed(sizes: tuple[int, int, int], start: int, length: int) -> tuple[TokenGrid, int]:
+    """Grid and place of the video, as told by the graph or by the running call."""
+    if sizes != (0, 0, 0):
+        return TokenGrid(*sizes), start
+    context = current_context()
+    if context is None:
+        raise GridNotSet(length=length)
+    return context.grid, length - context.grid.tokens if context.text == "before" else 0
 
 
 @carved_attention.register_fake

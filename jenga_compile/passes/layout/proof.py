@@ -21,10 +21,11 @@ from collections import Counter
 import torch
 from torch.fx import Node
 
-from jenga_compile.config import Options
+from jenga_compile.config import Options, TextSide
 from jenga_compile.passes.graph import shape_of
 from jenga_compile.passes.layout.axis import Axis, Digit, merge_factors
 from jenga_compile.passes.layout.follow import Place, follow
+from jenga_compile.token_context import current_context
 
 aten = torch.ops.aten
 Factors = tuple[int, ...]
@@ -50,6 +51,9 @@ class Factored:
     in_order: bool
     """False where the walk ends in, or meets a convolution over, a tensor that holds the tokens in another order."""
 
+    part: tuple[Node, int, int] | None = None
+    """(tensor, first, last) where this walk reached tokens [first, last) of it only; another may reach the rest."""
+
 
 _CUT_SHORT = Factored(0, 0, (), None, True)
 """Stands for what a walk that was cut short has not seen."""
@@ -62,6 +66,9 @@ class Layout:
     grid: Grid
     start: int
     tokens: int
+
+    from_context: bool = False
+    """Whether the grid was not shown, but told by the running call; another call may tell another."""
 
     def __str__(self) -> str:
         return f"{self.grid} from token {self.start}"
@@ -79,6 +86,10 @@ class Unproven(Exception):
     """The graph does not show a layout; the text says what it shows instead."""
 
 
+class CrossAttention(Unproven):
+    """Queries and keys are shown to be different tokens, as many of them as there may be."""
+
+
 class LayoutProof:
     """Layouts of all sites of one graph; what one walk has learned serves the next."""
 
@@ -90,29 +101,44 @@ class LayoutProof:
 
     def layout(self, query: Node, key: Node) -> Layout:
         """Layout of the site with queries [B, H, L, D] and keys [B, H, L, D]; `Unproven` says why there is none."""
-        tokens = shape_of(query)[2]
         if self._options.grid is not None:
-            return self._given(self._options.grid, query, key)
-        layouts = [_read(self._walk(node), tokens) for node in (query, key)]
-        return _agreed(*layouts)
+            return self._given(self._options.grid, self._options.text, query, key)
+        context = current_context()
+        try:
+            return self._shown(query, key)
+        except Unproven:
+            if context is None:
+                raise
+        layout = self._given(context.grid.shape, context.text, query, key)
+        return dataclasses.replace(layout, from_context=True)
 
-    def _given(self, grid: Grid, query: Node, key: Node) -> Layout:
-        """The given grid, unless the graph proves another one; its place from the options, the graph or the sizes."""
+    def _shown(self, query: Node, key: Node) -> Layout:
+        """What the graph proves."""
+        tokens = shape_of(query)[2]
+        facts = [self._walk(node) for node in (query, key)]
+        proven = [_proven(fact, tokens) for fact in facts]
+        if (proven[0] is None) != (proven[1] is None):
+            side = "queries" if proven[1] is None else "keys"
+            raise CrossAttention(f"cross-attention: only the {side} lie on the grid {proven[0] or proven[1]}")
+        return _agreed(*(_read(fact, tokens) for fact in facts))
+
+    def _given(self, grid: Grid, text: TextSide | None, query: Node, key: Node) -> Layout:
+        """The given grid, unless the graph proves another one; its place as given, or from the graph or the sizes."""
         video, tokens = math.prod(grid), shape_of(query)[2]
         if video > tokens:
             raise Unproven(f"the given grid {grid} has {video} tokens, the site {tokens}")
         shown = [self._walk(node) for node in (query, key)]
         proven = [layout for layout in (_proven(facts, tokens) for facts in shown) if layout is not None]
-        starts = {"before": {tokens - video}, "after": {0}, None: {0, tokens - video}}[self._options.text]
+        starts = {"before": {tokens - video}, "after": {0}, None: {0, tokens - video}}[text]
         if proven:
             layout = _agreed(proven[0], proven[-1])
             if len(proven) < len(shown):
-                raise Unproven(f"only one of queries and keys lies on grid {layout.grid}")
-            if layout.grid != grid or (self._options.text is not None and layout.start not in starts):
-                given = f"{grid}" + (f" with text {self._options.text}" if self._options.text else "")
+                raise CrossAttention(f"only one of queries and keys lies on grid {layout.grid}")
+            if layout.grid != grid or (text is not None and layout.start not in starts):
+                given = f"{grid}" + (f" with text {text}" if text else "")
                 raise Unproven(f"the given grid {given} contradicts {layout}, which the graph shows: leave it out")
             return layout
-        if self._options.text is None:
+        if text is None:
             starts = {fact.start for facts in shown for fact in facts if fact.stop - fact.start == video} or starts
         if len(starts) > 1:
             raise Unproven(f"the given grid {grid} fits at tokens {sorted(starts)}: say text='before' or 'after'")
@@ -138,7 +164,7 @@ class LayoutProof:
                 continue
             self._known[place] = _seen_at(*place, last=not above).union(*(self._known[parent] for parent in above))
             pending.pop()
-        return self._known[root]
+        return _whole(self._known[root])
 
     def _above(self, place: Place, tokens: int) -> list[Place] | None:
         """The places one op up from `place`; None if its node has been visited under `_MOST_AXES` axes before."""
@@ -162,13 +188,36 @@ def _overlaps(axis: Axis, tokens: int) -> bool:
 
 def _seen_at(node: Node, axis: Axis, *, last: bool) -> frozenset[Factored]:
     digits = [digit for digit in axis.digits if digit.size > 1]
-    if not axis.whole or not digits:
+    if not digits:
         return frozenset()
     convolution = node.target is aten.convolution.default
     grid = _slid_over(digits, node) if convolution else None
     in_order = axis.in_order or not (convolution or last)
     factors = tuple(digit.size for digit in digits)
-    return frozenset({Factored(axis.offset, axis.offset + axis.tokens, factors, grid, in_order)})
+    begin, end = axis.offset, axis.offset + axis.tokens
+    part = None if axis.whole else (node, max(begin, axis.start), min(end, axis.stop))
+    if part is not None and len(digits) == 1 and grid is None:
+        return frozenset()  # shows nothing, and every layer has many
+    return frozenset({Factored(begin, end, factors, grid, in_order, part)})
+
+
+def _whole(facts: frozenset[Factored]) -> frozenset[Factored]:
+    """The facts about whole ranges of tokens, among them those that several walks have reached part by part."""
+    whole = {fact for fact in facts if fact.part is None}
+    parts: dict[tuple[Factored, Node], list[tuple[int, int]]] = {}
+    for fact in facts:
+        if fact.part is not None:
+            node, first, last = fact.part
+            parts.setdefault((dataclasses.replace(fact, part=None), node), []).append((first, last))
+    return frozenset(whole | {fact for (fact, _), reached in parts.items() if _covers(reached, fact)})
+
+
+def _covers(reached: list[tuple[int, int]], fact: Factored) -> bool:
+    token = fact.start
+    for first, last in sorted(reached):
+        if first <= token:
+            token = max(token, last)
+    return token >= fact.stop
 
 
 def _slid_over(digits: list[Digit], node: Node) -> Grid | None:

@@ -15,9 +15,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
 
-from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of
+from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of, uses_of
 from jenga_compile.passes.links import is_view, links_of
 from jenga_compile.passes.reorder.order import Label, Place, place_of
 from jenga_compile.passes.rules import dims_of, source_of
@@ -57,7 +56,7 @@ def _linked(node: Node, label: Label, place: Place, sources: list[tuple[Node, in
         asked = label.at(shape_of(source), dim, place.inner)
         if found.setdefault(source, asked) != asked:
             return None
-    uses = [use for use in arguments_of(consumer_of(node)) if use in found]
+    uses = [use for use in uses_of(consumer_of(node)) if use in found]
     # An input that comes in at another place too, as the keys of its own queries, would be permuted there as well.
     return found if len(uses) == len(sources) else None
 
@@ -69,11 +68,6 @@ def consumer_of(node: Node) -> Node:
         assert isinstance(call, Node)
         return call
     return node
-
-
-def arguments_of(node: Node) -> list[Node]:
-    """Every use of a tensor by an op: a tensor that is used twice stands there twice."""
-    return [leaf for leaf in tree_leaves((node.args, node.kwargs)) if is_tensor(leaf)]
 
 
 def _slice(node: Node, label: Label, place: Place, known: Known) -> Needs | None:

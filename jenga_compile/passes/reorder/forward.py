@@ -17,7 +17,7 @@ from jenga_compile.passes.reorder import forward_cuts as cuts
 from jenga_compile.passes.reorder import forward_rules as rules
 from jenga_compile.passes.reorder.forward_rules import Rule
 from jenga_compile.passes.reorder.runs import Fault
-from jenga_compile.passes.reorder.seen import Seen
+from jenga_compile.passes.reorder.seen import Moved, Seen
 from jenga_compile.passes.site import ATTENTION
 
 aten = torch.ops.aten
@@ -140,11 +140,22 @@ def step(node: Node, seen: Seen) -> None:
         seen.enter_view(node, sources[0])
     elif sources and all(map(seen.is_uniform, sources)) and (_is_elementwise(node) or node.target in _KEEPS_UNIFORM):
         seen.enter_uniform(node)
+    elif node.target is aten.expand.default and not seen.is_moved(sources[0]):
+        seen.enter(node, cuts.stretched_order(node))
     elif any(map(seen.is_moved, sources)) or (any(map(seen.is_uniform, sources)) and node.target in _JOINS):
-        rule = _RULES.get(call.target) or (rules.elementwise_order if _is_elementwise(node) else None)
+        seen.enter(node, _order(node, call, sources, seen))
+
+
+def _order(node: Node, call: Node, sources: list[Node], seen: Seen) -> Moved | None:
+    rule = _RULES.get(call.target) or (rules.elementwise_order if _is_elementwise(node) else None)
+    try:
         if rule is None:
             raise Fault("gets permuted tokens and is not known to treat tokens alike")
-        seen.enter(node, rule(node, seen))
+        return rule(node, seen)
+    except Fault:
+        if any(map(seen.is_permuted, sources)):
+            raise
+        return None  # that some tokens are all equal need not be known of what is made of them
 
 
 def _is_elementwise(node: Node) -> bool:

@@ -33,7 +33,7 @@ def cat_order(node: Node, seen: Seen) -> Moved | None:
     rank = len(shape_of(node))
     pieces = [piece for piece in argument(node, 0, "tensors") if len(shape_of(piece)) == rank]
     (joint,) = named(argument(node, 1, "dim", 0), rank)
-    dims = {seen.dim(piece) for piece in pieces if seen.is_moved(piece)} or {joint}
+    dims = {seen.dim(piece) for piece in seen.leading(pieces)} or {joint}
     if len(dims) != 1:
         raise Fault(f"pieces are permuted along dimensions {sorted(dims)}")
     (dim,) = dims
@@ -46,7 +46,7 @@ def cat_order(node: Node, seen: Seen) -> Moved | None:
 def stack_order(node: Node, seen: Seen) -> Moved | None:
     pieces = argument(node, 0, "tensors")
     (new,) = named(argument(node, 1, "dim", 0), len(shape_of(node)))
-    dims = {seen.dim(piece) for piece in pieces if seen.is_moved(piece)}
+    dims = {seen.dim(piece) for piece in seen.leading(pieces)}
     if len(dims) != 1:
         raise Fault(f"pieces are permuted along dimensions {sorted(dims)}")
     (dim,) = dims
@@ -62,15 +62,18 @@ def pad_order(node: Node, seen: Seen) -> Moved | None:
     left, right = widths[place : place + 2] if place < len(widths) else (0, 0)
     if left == right == 0:
         return Moved(dim, seen.sequence(source))
-    if min(left, right) < 0:
-        raise Fault("padding takes permuted tokens away")
-    return Moved(dim, joined(uniform(left), seen.whole(source, dim), uniform(right)))
+    tokens = shape_of(source)[dim]
+    kept = cut(seen.whole(source, dim), max(0, -left), tokens - max(0, -right))
+    return Moved(dim, joined(uniform(max(0, left)), kept, uniform(max(0, right))))
 
 
 def scatter_slice_order(node: Node, seen: Seen) -> Moved | None:
     whole, patch = operand(node), operand(node, 1)
-    (dim,) = {seen.dim(source) for source in (whole, patch) if seen.is_moved(source)}
     (cut_dim,) = named(argument(node, 2, "dim", 0), len(shape_of(node)))
+    dims = {seen.dim(source) for source in seen.leading((whole, patch))} or {cut_dim}
+    if len(dims) != 1:
+        raise Fault(f"writes along dimension {sorted(dims)}")
+    (dim,) = dims
     if dim != cut_dim:
         tokens = sequence_length((whole, patch), seen)
         return Moved(dim, met([seen.along(source, dim, tokens) for source in (whole, patch)]))
@@ -85,10 +88,24 @@ def scatter_slice_order(node: Node, seen: Seen) -> Moved | None:
 
 def scatter_select_order(node: Node, seen: Seen) -> Moved | None:
     whole, patch = operand(node), operand(node, 1)
-    (dim,) = named(argument(node, 2, "dim"), len(shape_of(node)))
-    if seen.is_moved(patch) or seen.dim(whole) != dim:
-        raise Fault("writes to one place of a tensor whose tokens are permuted")
+    (gone,) = named(argument(node, 2, "dim"), len(shape_of(node)))
+    dim = seen.dim(whole) if seen.is_moved(whole) else seen.dim(patch) + (seen.dim(patch) >= gone)
+    if dim != gone:
+        tokens = sequence_length((whole, patch), seen)
+        inside = seen.along(patch, dim - (dim > gone), tokens)
+        return Moved(dim, met([seen.along(whole, dim, tokens), inside]))
+    if seen.is_moved(patch):
+        raise Fault("writes permuted tokens to one place of a sequence")
     index = integer(argument(node, 3, "index")) % shape_of(whole)[dim]
     runs = seen.whole(whole, dim)
     cut(runs, index, index + 1)
     return Moved(dim, runs)
+
+
+def stretched_order(node: Node) -> Moved | None:
+    """A dimension that is stretched from one index holds the same everywhere; None if it is not exactly one."""
+    source = operand(node)
+    shape, own = shape_of(node), shape_of(source)
+    own = (1,) * (len(shape) - len(own)) + own
+    grown = [dim for dim, size in enumerate(shape) if size != own[dim]]
+    return Moved(grown[0], uniform(shape[grown[0]])) if len(grown) == 1 else None

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of
+from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of, uses_of
 from jenga_compile.passes.reorder.runs import Fault, cut, is_fixed, met, tokens_of
 from jenga_compile.passes.reorder.seen import Moved, Seen
 
@@ -37,9 +37,9 @@ def named(value: Any, rank: int) -> list[int]:
 
 def elementwise_order(node: Node, seen: Seen) -> Moved | None:
     """Operands line up at their last dimensions; one of size 1 is the same for all tokens."""
-    operands = [leaf for leaf in tree_leaves((node.args, node.kwargs)) if is_tensor(leaf)]
+    operands = uses_of(node)
     rank = len(shape_of(node))
-    dims = {seen.dim(source) + rank - len(shape_of(source)) for source in operands if seen.is_moved(source)}
+    dims = {seen.dim(source) + rank - len(shape_of(source)) for source in seen.leading(operands)}
     if len(dims) != 1:
         raise Fault(f"operands are permuted along dimensions {sorted(dims)}")
     (dim,) = dims
@@ -51,7 +51,7 @@ def elementwise_order(node: Node, seen: Seen) -> Moved | None:
 
 def sequence_length(sources: Iterable[Node], seen: Seen) -> int:
     """Tokens of a sequence of the inputs that are permuted."""
-    return next(tokens_of(seen.sequence(source)) for source in sources if seen.is_moved(source))
+    return tokens_of(seen.sequence(seen.leading(sources)[0]))
 
 
 def expand_order(node: Node, seen: Seen) -> Moved | None:
@@ -137,9 +137,10 @@ def product_order(node: Node, seen: Seen) -> Moved | None:
     *bias, left, right = (operand(node, place) for place in range(3 if node.target in BIASED else 2))
     rank = len(shape_of(node))
     tokens = sequence_length((*bias, left, right), seen)
+    leading = seen.leading((*bias, left, right))
     found: list[Moved] = []
     for factor, summed in ((left, rank - 1), (right, rank - 2)):
-        if seen.is_moved(factor):
+        if factor in leading:
             dim = seen.dim(factor)
             if dim == summed:
                 raise Fault("sums over permuted tokens")
@@ -149,7 +150,7 @@ def product_order(node: Node, seen: Seen) -> Moved | None:
                 found.append(Moved(dim, seen.along(other, dim, tokens)))
     for term in bias:
         lost = rank - len(shape_of(term))
-        dims = {moved.dim for moved in found} | ({seen.dim(term) + lost} if seen.is_moved(term) else set())
+        dims = {moved.dim for moved in found} | ({seen.dim(term) + lost} if term in leading else set())
         full = [d for d in dims if d >= lost and shape_of(term)[d - lost] != 1]
         found += [Moved(d, seen.along(term, d - lost, tokens)) for d in full]
     if len({moved.dim for moved in found}) != 1:
@@ -164,7 +165,7 @@ def attention_order(node: Node, seen: Seen) -> Moved | None:
     others = [leaf for leaf in tree_leaves((call.args[3:], call.kwargs)) if is_tensor(leaf)]
     if node.target is operator.getitem and node.args[1] != 0:
         raise Fault("statistics of permuted queries")
-    if any(map(seen.is_moved, others)) or True in (*call.args[3:], *call.kwargs.values()):
+    if any(map(seen.is_permuted, others)) or True in (*call.args[3:], *call.kwargs.values()):
         raise Fault("has a mask that is permuted, or is causal")
     for tensor in (query, key, value):
         if seen.is_moved_elsewhere(tensor, 2):

@@ -14,12 +14,11 @@ from collections.abc import Iterable, Iterator
 
 from torch.fx import Graph, Node
 
-from jenga_compile.passes.graph import is_tensor, shape_of
+from jenga_compile.passes.graph import is_tensor, shape_of, uses_of
 from jenga_compile.passes.links import is_view
 from jenga_compile.passes.reorder.commute import (
     Known,
     Needs,
-    arguments_of,
     candidates,
     consumer_of,
     indifferent,
@@ -135,7 +134,7 @@ class _Planner:
 
     def _push(self, node: Node) -> None:
         """Label `node` if a permuted input can go through it."""
-        for source in dict.fromkeys(arguments_of(consumer_of(node))):
+        for source in dict.fromkeys(uses_of(consumer_of(node))):
             if source not in self._labels or indifferent(node, source, self._labels):
                 continue
             for label in self._candidates(node, source):
@@ -205,7 +204,7 @@ class _Planner:
     def _edges(self) -> Iterator[tuple[tuple[Node, Node], list[Gather]]]:
         for node in self._graph.nodes:
             wanted = self._wants.get(node, {})
-            for source in dict.fromkeys(arguments_of(node)):
+            for source in dict.fromkeys(uses_of(node)):
                 have, want = self._labels.get(source), wanted.get(source)
                 if have == want or (want is None and have is not None and self._is_indifferent(node, source)):
                     continue

@@ -58,6 +58,11 @@ def is_fixed(runs: Runs) -> bool:
     return all(run.grid is None and not run.uniform for run in runs)
 
 
+def is_permuted(runs: Runs) -> bool:
+    """Whether some of the tokens are on a curve."""
+    return any(run.grid is not None for run in runs)
+
+
 def tokens_of(runs: Runs) -> int:
     return sum(run.tokens for run in runs)
 

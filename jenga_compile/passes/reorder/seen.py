@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 from torch.fx import Node
 
 from jenga_compile.passes.graph import shape_of
-from jenga_compile.passes.reorder.runs import Fault, Runs, fixed, is_fixed, tokens_of, uniform
+from jenga_compile.passes.reorder.runs import Fault, Runs, fixed, is_fixed, is_permuted, tokens_of, uniform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,16 @@ class Seen:
             self._uniform.add(node)
 
     def is_moved(self, node: Node) -> bool:
+        """Whether something is known of the tensor's tokens: that they are permuted, or that some are all equal."""
         return node in self._states
+
+    def leading(self, nodes: Iterable[Node]) -> list[Node]:
+        """The inputs that say along which dimension tokens are told apart: the permuted ones, if there are any."""
+        moved = [node for node in nodes if self.is_moved(node)]
+        return [node for node in moved if self.is_permuted(node)] or moved
+
+    def is_permuted(self, node: Node) -> bool:
+        return node in self._states and is_permuted(self._states[node][0])
 
     def is_uniform(self, node: Node) -> bool:
         return node in self._uniform

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of
 from jenga_compile.passes.reorder import forward
-from jenga_compile.passes.reorder.runs import Fault, Runs, fixed, is_fixed, met, on_curve, tokens_of
+from jenga_compile.passes.reorder.runs import Fault, Runs, fixed, is_permuted, met, on_curve, tokens_of
 from jenga_compile.passes.reorder.seen import Moved, Seen
 from jenga_compile.passes.site import CARVED, CURVE_INDEX, CarvedCall
 
@@ -50,7 +50,7 @@ def _visit(node: Node, seen: Seen) -> None:
 
 def _refuse(node: Node, seen: Seen, what: str) -> None:
     for source in node.all_input_nodes:
-        if seen.is_moved(source):
+        if seen.is_permuted(source):
             raise Fault(f"permuted tokens of {source.name} {what}")
 
 
@@ -74,10 +74,10 @@ def _gathered(node: Node, seen: Seen, dim: int, index: Node) -> Moved | None:
         raise Fault(f"an order of {tokens_of(runs)} tokens permutes a dimension of {shape_of(source)[dim]}")
     found = seen.whole(source, dim)
     if not inverse:
-        if not is_fixed(found):
+        if is_permuted(found):
             raise Fault(f"permutes {source.name}, whose tokens are permuted already")
         return Moved(dim, runs)
-    if found != runs:
+    if met([found, runs]) != runs:
         raise Fault(f"undoes an order that {source.name} is not in")
     return None
 

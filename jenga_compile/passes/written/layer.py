@@ -37,8 +37,8 @@ _NAMED_AS = {
 }
 """What the native layers call the parameters of `multi_head_attention_forward`."""
 
-KEYS, PAIRS = 1, 0
-"""`mask_type` of a native layer's mask [B, L] and [L, L]."""
+KEYS = 1
+"""`mask_type` of a native layer's mask [B, L]; one of two dimensions and another type is [L, L]."""
 
 
 @dataclasses.dataclass(frozen=True)

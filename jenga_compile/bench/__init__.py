@@ -1,0 +1,1 @@
+"""What `jenga bench` measures: a module each, and the processes that measure."""
