@@ -4,10 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROMPT ?= a fox moving left on a sky blue background
 
-.PHONY: help test lint demo bench clean
+.PHONY: help test lint fuzz demo bench clean
 
 help:
 	@echo "make test   lint, types and tests (sets up .venv first)"
+	@echo "make fuzz   2,000 random models through the compiler, half an hour on two cores"
 	@echo "make demo   a video from the packaged model, carved and dense, in out/"
 	@echo "make bench  carved against dense attention on this machine's CPU"
 	@echo "make clean  remove .venv, caches and out/"
@@ -22,6 +23,9 @@ lint: .venv/ready-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+fuzz: .venv/ready-test
+	$(BIN)/python -m tests.fuzz --count 2000 --seed 0 --jobs 2
 
 demo: .venv/ready-demo
 	mkdir -p out

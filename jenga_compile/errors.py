@@ -108,8 +108,8 @@ class BlockListOutOfRange(JengaError, IndexError):
 
 class OrderMatters(JengaError, RuntimeError):
     template = (
-        "output {output} of the compiled graph changes by {difference:.3g} (largest value {largest:.3g}) with the order "
-        "of its tokens, which it must not. This is a bug of jenga_compile: please report it with the model; "
+        "output {output} of the compiled graph changes by {difference:.3g} (largest value {largest:.3g}) with the "
+        "order of its tokens, which it must not. This is a bug of jenga_compile: please report it with the model; "
         "options={{'hoist': False}} avoids it."
     )
 

@@ -6,6 +6,7 @@ import string
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -15,10 +16,12 @@ import pytest
 import torch
 
 from jenga_compile import config, errors, explain, generate, media
+from jenga_compile.bench import compile as bench
 from jenga_compile.block_mask import Fixed, Importance, Own, PerHead, from_flex, split, to_flex
 from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels import checks, knobs, static_masks
 from jenga_compile.models.catalogue import find_model
+from jenga_compile.models.narrow import narrow
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.presets import find_preset
 from jenga_compile.report import Site
@@ -26,10 +29,13 @@ from jenga_compile.self_check import check_order
 
 Q = torch.randn(1, 2, 300, 16)
 KNOBS = knobs.make_knobs(0.5, 0.0)
-SHUFFLED = (2, 3, 4, "gilbert", False, 0, 0, [])
 EYE = torch.eye(3, dtype=torch.bool)
 FRAMES = np.zeros((2, 8, 8, 3), np.uint8)
 ops = torch.ops.jenga
+
+
+def in_order(x: torch.Tensor) -> tuple[torch.Tensor]:
+    return (x * ops.curve_index(2, 3, 4, "gilbert", False, 0, 0, [], device=x.device),)
 
 
 def carved(**changes: object) -> None:
@@ -56,6 +62,12 @@ def size_not_divisible() -> None:
 
     stub = SimpleNamespace(transformer=SimpleNamespace(config=SimpleNamespace(patch_size=4)))
     ToyVideoPipeline.check_inputs(stub, ["a fox"], height=66, width=64)  # type: ignore[arg-type]
+
+
+def bench_failed() -> None:
+    died = SimpleNamespace(returncode=1, stderr="Traceback:\n  at a line\nKeyError: 'a'\n")
+    with mock.patch("subprocess.run", return_value=died):
+        bench.in_processes([bench.Request(model="toy").task("jenga")])
 
 
 def weights_missing() -> None:
@@ -119,12 +131,7 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.VideoOutOfRange: (lambda: select(video=301), "video=301 is outside [1, 300]"),
     errors.VideoSpanOutOfRange: (lambda: carved(video_start=20), "a grid of 288 tokens from position 20"),
     errors.BlockListOutOfRange: (attend_lists_out_of_range, "range over"),
-    errors.OrderMatters: (
-        lambda: check_order(
-            lambda x: (x * torch.ops.jenga.curve_index(*SHUFFLED, device=x.device),), (torch.ones(24),)
-        ),
-        "output 0",
-    ),
+    errors.OrderMatters: (lambda: check_order(in_order, (torch.ones(24),)), "output 0"),
     errors.GridNotSet: (lambda: carved(t=0, h=0, w=0), "over 300 tokens"),
     errors.UnknownMask: (lambda: carved(blocks=99_999), "handle 99999"),
     errors.UnknownKnobs: (lambda: carved(knobs=99_999), "handle 99999"),
@@ -138,6 +145,8 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.SizeNotDivisible: (size_not_divisible, "height=66"),
     errors.FramesDoNotFit: (lambda: find_model("wan2.1-t2v-14b").sizes(480, 832, 80), "80 frames. Use 77 or 81"),
     errors.UnknownModel: (lambda: find_model("wan"), "no model 'wan' in the catalogue"),
+    errors.NoNarrowModel: (lambda: narrow(replace(find_model("toy"), transformer="Sana")), "arguments of Sana set"),
+    errors.BenchFailed: (bench_failed, "compiles toy with 'jenga' ended with exit code 1: KeyError: 'a'"),
     errors.UnknownPreset: (lambda: find_preset("slow"), "no preset 'slow'"),
     errors.ModelWeightsMissing: (weights_missing, "no model in 'nowhere'"),
     errors.OutOfRange: (lambda: request(steps=0), "steps 0 is outside [1, 1000]"),

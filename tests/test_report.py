@@ -36,7 +36,7 @@ def test_flops_count_two_matrix_products() -> None:
 
 def test_the_table_has_a_line_a_site() -> None:
     text = str(Report((CARVED, LEFT)))
-    assert text.splitlines()[0] == "attention: 2 seen, 1 carved, 1 left, 4 gathers"
+    assert text.splitlines()[0] == "attention: 2 seen, 1 carved, 1 left; gathers 3 in, 1 out"
     assert "blocks.0.attn" in text
     assert "5x8x12" in text
     assert "cross-attention: 480 queries, 7 keys" in text

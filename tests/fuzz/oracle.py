@@ -32,7 +32,7 @@ from jenga_compile.kernels.carved_attention import gathered
 from jenga_compile.kernels.knobs import make_knobs
 from jenga_compile.report import Report
 from tests.fuzz.configuration import ADDITIVE, UNREADABLE, Configuration
-from tests.fuzz.small_dit import SelfAttention, SmallDiT
+from tests.fuzz.small_dit import SmallDiT
 from tests.fuzz.spelling import scale_of
 
 Expected = dict[str, str]
@@ -166,7 +166,3 @@ class StandIn:
         seen[:, :, : c.video] = listed[:, :, block[: c.video]][..., block]
         place = order.argsort()
         return seen[:, :, place][..., place]
-
-
-def is_dropping(model: SmallDiT) -> bool:
-    return any(isinstance(module, SelfAttention) and module.stand_in is not None for module in model.modules())

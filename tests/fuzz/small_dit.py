@@ -285,10 +285,11 @@ class SmallDiT(nn.Module):
             context.rotation = tables_of(self._angles(grid, text, angles), c.rotary)
         context.mask = None if c.mask_each and mask is None else context.build_mask(x.dtype)
         streams = self._streams(video, text)
+        self._set_condition(context, condition, streams)
         for block in self.blocks:
             if len(block.attn.projections) < len(streams):
                 streams = [torch.cat(streams if c.side == "after" else streams[::-1], dim=1)]
-            self._set_condition(context, condition, streams)
+                self._set_condition(context, condition, streams)
             streams = block(streams, context)
         start = context.start_in(streams[0].shape[1])
         return self.unembed(streams[0][:, start : start + context.video], grid)
@@ -326,22 +327,17 @@ class SmallDiT(nn.Module):
         return [video, text]
 
     def _set_condition(self, context: Context, condition: Tensor, streams: list[Tensor]) -> None:
-        """The condition of each token of the first stream: the video's own, and the last one's for others."""
-        context.text_condition = condition[:, :1]
+        """The condition of each token of the first stream: the video's own, and the first one's for others."""
+        context.text_condition = first = condition[:, :1]
         context.condition = condition
-        if self.c.modulation in ("frame", "token"):
-            others = streams[0].shape[1] - context.video
-            if self.c.modulation == "frame" and others:
+        others = streams[0].shape[1] - context.video
+        if others and self.c.modulation in ("frame", "token"):
+            if self.c.modulation == "frame":
                 condition = condition.repeat_interleave(context.frame, dim=1)
             before = context.start_in(streams[0].shape[1])
-            shared = condition[:, :1]
-            pieces = [(before, shared), (None, condition), (others - before, shared)]
-            joined = [
-                part if count is None else part.expand(-1, count, -1)
-                for count, part in pieces
-                if count is None or count
-            ]
-            context.condition = torch.cat(joined, dim=1) if len(joined) > 1 else condition
+            around = [first.expand(-1, count, -1) for count in (before, others - before)]
+            pieces = [around[0], condition, around[1]]
+            context.condition = torch.cat([piece for piece in pieces if piece.shape[1]], dim=1)
 
 
 def build(c: Configuration) -> SmallDiT:

@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from tests.tolerance import assert_rounding
 
 Verdict = Literal["ok", "wrong", "dense", "gathers", "crash"]
 """Numbers outside their budget; a site not as expected; more gathers for more layers; an exception."""
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,56 +13,75 @@ from jenga_compile.backend import jenga
 from jenga_compile.kernels import use_reference
 from jenga_compile.report import Report
 from tests.tolerance import assert_rounding
-from tests.toys import Toy, hunyuan, wan
+from tests.toys import TOYS, Toy, hunyuan, wan
 
-MODELS = {"hunyuan": hunyuan, "wan": wan}
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 SMALL = {"min_blocks": 2}
-
-
-@pytest.fixture(params=MODELS)
-def make(request: pytest.FixtureRequest) -> Callable[..., Toy]:
-    return MODELS[request.param]
+CARVED = [name for name in TOYS if TOYS[name]().carved]
+FULL = ("hunyuan", "wan")
+"""Models that the slower tests try."""
 
 
 def compile_toy(toy: Toy, **options: Any) -> tuple[Any, list[Report]]:
+    """Compiled as its users would, and the reports of its graphs."""
     torch._dynamo.reset()
     reports: list[Report] = []
-    options = {"inner": "eager", "on_report": reports.append, **SMALL, **options}
-    return torch.compile(toy.model, backend=jenga, options=options, fullgraph=True), reports
+    options = {"inner": "eager", "on_report": reports.append, **SMALL, **toy.options, **options}
+    if toy.how == "backend":
+        return torch.compile(toy.model, backend=jenga, options=options, fullgraph=True), reports
+    return jenga_compile.compile(toy.model, **options), reports
 
 
-def test_every_site_is_accounted_for(make: Callable[..., Toy]) -> None:
-    toy = make()
-    report = jenga_compile.explain(toy.model, **toy.inputs, options=SMALL)
-    assert report.seen == report.carved + report.left == len(toy.carved) + len(toy.left)
-    for site in report.sites:
-        if site.path in toy.carved:
-            assert (site.decision, site.grid, site.text) == ("carved", toy.grid, toy.text), site
-            assert site.video == (0, toy.grid[0] * toy.grid[1] * toy.grid[2])
+def carved_sites(reports: list[Report]) -> int:
+    return sum(report.carved for report in reports)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_every_site_is_accounted_for(name: str) -> None:
+    toy = TOYS[name]()
+    compiled, reports = compile_toy(toy)
+    toy.run(compiled)
+    sites = [site for report in reports for site in report.sites]
+    assert len(sites) == sum(report.carved + report.left for report in reports)
+    for site in sites:
+        if site.decision == "carved":
+            assert site.grid == toy.grid, site
+            assert site.text == (toy.text_at(site.path) if site.queries else 0)
+            assert site.video == toy.video(site.path)
         else:
-            assert site.decision == "left"
             assert site.reason.startswith(toy.left[site.path]), site
+    if toy.how != "blocks":
+        assert sorted(site.path for site in sites if site.decision == "carved") == sorted(toy.carved)
+        assert len(sites) == toy.seen
 
 
-def test_keeping_everything_equals_eager(make: Callable[..., Toy]) -> None:
-    toy = make()
+@pytest.mark.parametrize("name", CARVED)
+def test_keeping_everything_equals_eager(name: str) -> None:
+    toy = TOYS[name]()
     compiled, reports = compile_toy(toy, keep=1.0)
     actual = toy.run(compiled)
-    assert reports[0].carved == len(toy.carved)
+    assert carved_sites(reports) >= len(toy.carved)
     eager = toy.run()
-    assert_rounding(actual, truth=toy.to(torch.float64).run(), baseline=eager, values=eager)
+    truth = toy.to(torch.float64).run()
+    if toy.inside == torch.float32:
+        assert_rounding(actual, truth=truth, baseline=eager, values=eager)
+    else:
+        eps = torch.finfo(toy.inside).eps
+        assert (actual - eager).abs().max() < eps * eager.abs().max()
 
 
-def test_carving_equals_the_reference_operator(make: Callable[..., Toy]) -> None:
-    toy = make()
+@pytest.mark.parametrize("name", CARVED)
+def test_carving_equals_the_reference_operator(name: str) -> None:
+    toy = TOYS[name]()
     options = {"keep": 0.3, "cutoff": 0.0, "adjacency": False}
     compiled, _ = compile_toy(toy, **options)
-    actual = toy.run(compiled)
     with use_reference():
-        exact = toy.to(torch.float64)
-        truth = exact.run(compile_toy(exact, **options)[0])
-        baseline = toy.run(compile_toy(toy, **options)[0])
-    assert_rounding(actual, truth=truth, baseline=baseline, values=baseline)
+        baseline = toy.run(compiled)
+    actual = toy.run(compiled)
+    # Block choices hang on the last digit where scores nearly tie, so the models are compared in one precision, through
+    # one graph: the two differ in the operator alone.
+    budget = torch.finfo(toy.inside).eps * 64 * float(baseline.abs().max())
+    assert (actual - baseline).abs().max() < budget
     assert (actual - toy.run()).abs().max() > 1e-3, "carving lost nothing, so the test compares nothing"
 
 
@@ -75,6 +94,7 @@ def test_batch_rows_do_not_see_each_others_padding() -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [hunyuan, wan])
 @pytest.mark.parametrize("shape", [(3, 14, 22), (7, 10, 26)])
 def test_odd_grids_and_a_second_resolution(make: Callable[..., Toy], shape: tuple[int, int, int]) -> None:
     first, second = make(), make(frames=shape[0], height=shape[1], width=shape[2])
@@ -86,20 +106,22 @@ def test_odd_grids_and_a_second_resolution(make: Callable[..., Toy], shape: tupl
     assert_rounding(second_out, truth=second.to(torch.float64).run(), baseline=eager, values=eager)
 
 
-def test_nothing_is_written_onto_the_model(make: Callable[..., Toy]) -> None:
-    toy = make()
+@pytest.mark.parametrize("name", FULL)
+def test_nothing_is_written_onto_the_model(name: str) -> None:
+    toy = TOYS[name]()
     toy.run(torch.compile(toy.model, backend="eager"))  # what torch.compile itself writes is not ours
-    before = {name: set(vars(module)) for name, module in toy.model.named_modules()}
-    compiled, _ = compile_toy(toy)
-    toy.run(compiled)
-    assert {name: set(vars(module)) for name, module in toy.model.named_modules()} == before
+    before = {path: set(vars(module)) for path, module in toy.model.named_modules()}
+    for compiled in (compile_toy(toy)[0], jenga_compile.compile(toy.model, inner="eager", **SMALL)):
+        toy.run(compiled)
+    assert {path: set(vars(module)) for path, module in toy.model.named_modules()} == before
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
-def test_under_autocast_a_model_runs_as_it_does_eagerly(make: Callable[..., Toy]) -> None:
-    toy = make()
+@pytest.mark.parametrize("name", FULL)
+def test_under_autocast_a_model_runs_as_it_does_eagerly(name: str) -> None:
+    toy = TOYS[name]()
     compiled, reports = compile_toy(toy, keep=1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual, eager = toy.run(compiled), toy.run()
-    assert reports[0].carved == len(toy.carved)
+    assert carved_sites(reports) == len(toy.carved)
     assert_rounding(actual, truth=toy.to(torch.float64).run(), baseline=eager, values=eager)

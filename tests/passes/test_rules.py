@@ -20,7 +20,7 @@ from jenga_compile.passes.layout.axis import Axis, Digit
 from jenga_compile.passes.layout.follow import follow
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.slice_splits import slice_splits
-from tests.passes.test_axis import token_of_element
+from tests.passes.test_layout_axis import token_of_element
 
 TOKENS, WIDTH = 12, 6
 WEIGHT = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))

@@ -20,8 +20,8 @@ Legend: B batch, H heads, L tokens, D head dim. Tokens come as
 Means: reorder to [video in curve order, text before, text after], `jenga::block_select`,
 `jenga::block_sparse_attention`, and undo the order. With keep=1 this is dense attention.
 
-Refuses what those two refuse, a grid that does not fit or is not told (InvalidGrid, VideoSpanOutOfRange, GridNotSet), an
-unknown curve (OptionOutOfRange) and an unregistered handle (UnknownKnobs, UnknownMask). Has no backward
+Refuses what those two refuse, a grid that does not fit or is not told (InvalidGrid, VideoSpanOutOfRange, GridNotSet),
+an unknown curve (OptionOutOfRange) and an unregistered handle (UnknownKnobs, UnknownMask). Has no backward
 (NotDifferentiable).
 """
 

@@ -99,14 +99,12 @@ def _is_plain(label: Label, node: Node, dim: int) -> bool:
 
 
 def _cat(node: Node, label: Label, place: Place, known: Known) -> Needs | None:
-    found: Needs = {}
+    parts: dict[Node, Label | None] = {}
     for piece, begin, end in _pieces(node, place.dim):
         part = label.window(begin, end, math.prod(shape_of(piece)[place.dim + 1 :]))
-        if part is None:
-            continue
-        if found.setdefault(piece, part) != part:
-            return None
-    return found
+        if parts.setdefault(piece, part) != part:
+            return None  # one tensor stands there twice, and would be wanted in two orders
+    return {piece: part for piece, part in parts.items() if part is not None}
 
 
 def _pieces(node: Node, dim: int) -> Iterator[tuple[Node, int, int]]:

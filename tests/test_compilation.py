@@ -1,0 +1,172 @@
+"""`jenga_compile.compile`, live knobs, blocks compiled one by one, resolutions, and what is compiled anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jenga_compile
+from jenga_compile.backend import jenga
+from jenga_compile.block_mask import Condition, Importance, Tile, Window
+from jenga_compile.errors import GridNotSet, OptionOfWrongType
+from jenga_compile.report import Report
+from tests.tolerance import assert_rounding
+from tests.toys import TOYS, Toy, hunyuan, wan
+
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
+SMALL = {"min_blocks": 2, "inner": "eager"}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+def assert_equals_eager(compiled: Any, toy: Toy) -> None:
+    eager = toy.run()
+    assert_rounding(toy.run(compiled), truth=toy.to(torch.float64).run(), baseline=eager, values=eager)
+
+
+def on_the_weights_of(toy: Toy, other: Toy) -> Toy:
+    other.model.load_state_dict(toy.model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("name", ["mochi", "hunyuan15"])
+def test_models_that_break_their_graph_are_carved(name: str) -> None:
+    toy, reports = TOYS[name](layers=2), []
+    compiled = jenga_compile.compile(toy.model, keep=1.0, on_report=reports.append, **SMALL)
+    assert_equals_eager(compiled, toy)
+    report = sum(reports, Report())
+    assert report.carved >= 2
+    assert all(site.grid == toy.grid for site in report.sites if site.decision == "carved")
+
+
+@pytest.mark.parametrize("make", [hunyuan, wan])
+def test_one_graph_serves_every_resolution(make: Any) -> None:
+    first, reports = make(), []
+    compiled = jenga_compile.compile(first.model, dynamic=True, keep=1.0, on_report=reports.append, **SMALL)
+    for frames, height, width in ((5, 16, 24), (3, 28, 20), (7, 20, 26)):
+        toy = on_the_weights_of(first, make(frames=frames, height=height, width=width))
+        assert_rounding(toy.run(compiled), truth=toy.to(torch.float64).run(), baseline=toy.run(), values=toy.run())
+    assert len(reports) == 1
+    assert reports[0].gathers == (6 if make is hunyuan else 4)
+
+
+def test_knobs_turn_without_compiling_anew() -> None:
+    toy, reports, knobs = wan(), [], jenga_compile.Knobs(keep=0.2, cutoff=0.0)
+    options = {"knobs": knobs, "on_report": reports.append, "adjacency": False, **SMALL}
+    compiled = torch.compile(toy.model, backend=jenga, options=options)
+    sparse = toy.run(compiled)
+    knobs.keep = 1.0
+    assert_equals_eager(compiled, toy)
+    assert len(reports) == 1
+    assert (toy.run(compiled) - sparse).abs().max() > 1e-3
+
+
+def blockwise(toy: Toy, **options: Any) -> tuple[Toy, list[Report]]:
+    """The toy with its repeated blocks compiled one by one."""
+    reports: list[Report] = []
+    toy.model.compile_repeated_blocks(backend=jenga, options={"on_report": reports.append, **SMALL, **options})
+    return toy, reports
+
+
+def test_blocks_compiled_one_by_one_show_no_grid() -> None:
+    toy, reports = blockwise(TOYS["ltx"]())
+    with pytest.warns(UserWarning, match="stay dense"):
+        toy.run()
+    assert {report.carved for report in reports} == {0}
+
+
+def test_blocks_take_the_grid_of_the_running_call() -> None:
+    options = {"keep": 0.3, "cutoff": 0.0, "adjacency": False}
+    toys = [TOYS["ltx"](frames=5, height=16, width=24)]
+    toys.append(on_the_weights_of(toys[0], TOYS["ltx"](frames=5, height=24, width=16)))
+    whole = [toy.run(torch.compile(toy.model, backend=jenga, options={**SMALL, **options})) for toy in toys]
+    torch._dynamo.reset()
+    toy, reports = blockwise(toys[0], **options)
+    # As many tokens, so one graph a block; each call with its own grid, so no stale one.
+    for expected, one in zip([*whole, whole[0]], [*toys, toys[0]], strict=True):
+        with jenga_compile.token_grid(*one.grid):
+            found = dataclasses.replace(one, model=toy.model).run()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert len(reports) == 1
+    assert reports[0].carved == 1
+
+
+def test_blocks_outside_a_call_that_tells_the_grid_are_refused() -> None:
+    toy, _ = blockwise(TOYS["ltx"]())
+    with jenga_compile.token_grid(*toy.grid):
+        toy.run()
+    with pytest.raises(GridNotSet, match="480 tokens"):
+        toy.run()
+
+
+def test_block_masks_take_the_place_of_importance_and_adjacency() -> None:
+    toy = wan()
+    outputs = []
+    for blocks in (None, Window(50.0), Importance(1.0, 0.0), Tile((2, 4, 4), (1, 1, 1)) | Importance(0.2, 0.0)):
+        torch._dynamo.reset()
+        options = {**SMALL, "keep": 0.25, "cutoff": 0.0, "blocks": blocks and blocks | Condition()}
+        outputs.append(toy.run(torch.compile(toy.model, backend=jenga, options=options)))
+    dense = toy.run()
+    for output in outputs[1:3]:
+        torch.testing.assert_close(output, dense, rtol=1e-4, atol=1e-5)
+    assert (outputs[0] - dense).abs().max() > 1e-3
+    assert (outputs[3] - dense).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("blocks", "adjacency"), ("knobs", 0.3), ("hoist", 1), ("self_check", "yes")]
+)
+def test_options_of_the_wrong_type_are_refused(name: str, value: object) -> None:
+    with pytest.raises(OptionOfWrongType, match=name):
+        jenga_compile.compile(torch.nn.Identity(), **{name: value})
+
+
+def test_not_hoisting_gives_the_same() -> None:
+    toy = hunyuan()
+    outputs = []
+    for hoist in (True, False):
+        torch._dynamo.reset()
+        reports: list[Report] = []
+        options = {**SMALL, "keep": 1.0, "hoist": hoist, "self_check": hoist, "on_report": reports.append}
+        outputs.append(toy.run(torch.compile(toy.model, backend=jenga, options=options)))
+        assert reports[0].gathers == (6 if hoist else 8)
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+SECOND_PROCESS = """
+import torch
+from torch._dynamo.utils import counters
+from jenga_compile.backend import jenga
+from tests.toys import wan
+torch.set_num_threads(1)
+toy = wan(layers=1)
+toy.run(torch.compile(toy.model, backend=jenga, options={"min_blocks": 2}))
+print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+"""
+
+
+def test_inductors_cache_hits_in_a_second_process(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
+    found = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", SECOND_PROCESS],
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert found == [["0", "1"], ["1", "0"]]
