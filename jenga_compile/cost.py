@@ -1,35 +1,47 @@
-"""What carved attention costs, counted before it runs: floating-point operations, and the density they come from."""
+"""What carved attention costs, counted before it runs: how many blocks it is expected to see."""
 
 from __future__ import annotations
 
+import functools
 import math
 
-from jenga_compile.block_mask import adjacency
-from jenga_compile.config import Carving, CurveKind
+import torch
+
+from jenga_compile.block_mask import Adjacency, Everything, Mask, Own, split
+from jenga_compile.config import Carving
+from jenga_compile.curve import AnyCurve
 from jenga_compile.grid import TokenGrid
-from jenga_compile.report import Site
 
 
-def expected_keep(grid: TokenGrid, curve: CurveKind, carving: Carving) -> float:
+def expected_keep(grid: TokenGrid, curve: AnyCurve, carving: Carving) -> float:
     """Share of the video blocks that a query block sees, in the mean over the query blocks.
 
-    What `keep` chooses is joined with the blocks that touch, as if the two were independent. They are not quite: where
-    a query block's most important blocks are its neighbours, it is less. The cutoff can only add to it.
+    What `keep` chooses is joined with the blocks that are always seen, as if the two were independent. They are not
+    quite: where a query block's most important blocks are its neighbours, it is less. The cutoff can only add to it.
     """
-    blocks = grid.blocks()
-    kept = math.ceil(carving.keep * blocks - 1e-3)
-    touching = adjacency(grid, curve).sum().item() / blocks if carving.adjacency else 0.0
-    return (kept + (1 - kept / blocks) * touching) / blocks
+    keep, always, allowed = _parts(carving)
+    if always == Own():
+        return _kept(keep, grid.blocks())
+    return _joined(grid, curve, _kept(keep, grid.blocks()), always, allowed)
 
 
-def carved_flops(site: Site, share: float) -> int:
-    """Floating-point operations of a carved site whose video queries see `share` of the video keys.
+def _parts(carving: Carving) -> tuple[float, Mask, Mask]:
+    """What importance keeps, what is always seen, and what importance may choose from."""
+    keep = carving.keep if carving.knobs is None else carving.knobs.keep
+    if carving.blocks is None:
+        return keep, Adjacency() if carving.adjacency else Own(), Everything()
+    parts = split(carving.blocks)
+    if parts.importance is None:
+        return 0.0, parts.always, parts.allowed
+    return (parts.importance.keep if carving.knobs is None else keep), parts.always, parts.allowed
 
-    4*B*H*D*(V*(share*V + T) + T*K) with V video queries, T = Q - V condition tokens, Q = K: video rows see all of the
-    condition, condition rows see everything.
-    """
-    start, stop = site.video or (0, 0)
-    video = stop - start
-    condition = site.queries - video
-    pairs = video * (share * video + site.keys - video) + condition * site.keys
-    return round(4 * site.batch * site.heads * site.head_dim * pairs)
+
+def _kept(keep: float, blocks: int) -> float:
+    return math.ceil(keep * blocks - 1e-3) / blocks
+
+
+@functools.lru_cache(maxsize=64)
+def _joined(grid: TokenGrid, curve: AnyCurve, kept: float, always: Mask, allowed: Mask) -> float:
+    seen = always.dense(grid, curve).double()
+    free = torch.ones_like(seen) if allowed == Everything() else allowed.dense(grid, curve).double()
+    return float((seen + (1 - seen) * free * kept).mean())

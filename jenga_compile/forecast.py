@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from jenga_compile.config import Carving, CurveKind
-from jenga_compile.cost import carved_flops, expected_keep
+from jenga_compile.cost import expected_keep
 from jenga_compile.errors import OptionsAtOdds, OutOfRange, OutputFolderMissing, OutputIsFolder
 from jenga_compile.explanation import explain
 from jenga_compile.grid import TokenGrid
@@ -94,9 +94,9 @@ class Stage:
 
     def flops(self, site: Site) -> int:
         """Floating-point operations of a site, as it is carved or left; of a carved one, what is expected."""
-        if site.decision == "left" or site.grid is None:
-            return site.dense_flops
-        return carved_flops(site, expected_keep(TokenGrid(*site.grid), cast(CurveKind, site.curve), self.carving))
+        if site.grid is None:
+            return site.flops
+        return site.flops_at(expected_keep(TokenGrid(*site.grid), cast(CurveKind, site.curve), self.carving))
 
     @property
     def dense(self) -> int:

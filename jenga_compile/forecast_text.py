@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from jenga_compile.forecast import Forecast, Request, Stage, forecast
 from jenga_compile.models.catalogue import CATALOGUE
 from jenga_compile.presets import STEPS
-from jenga_compile.report import Report, Site
+from jenga_compile.report import Report, Site, amount
 
 WIDTH = 120
 
@@ -59,16 +59,6 @@ def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[st
         ).rstrip()
         for row in rows
     ]
-
-
-def amount(flops: float) -> str:
-    """`9828000000000000.0 -> "9.83 PFLOP"`."""
-    for prefix in ("", "K", "M", "G", "T", "P", "E"):
-        if flops < 999.5 or prefix == "E":
-            digits = 0 if flops >= 99.95 or flops == 0 else 1 if flops >= 9.995 else 2
-            return f"{flops:.{digits}f} {prefix}FLOP"
-        flops /= 1000
-    raise AssertionError
 
 
 def _head(made: Forecast) -> list[str]:
@@ -139,7 +129,8 @@ def _carved_table(stage: Stage, groups: list[tuple[str, list[Site]]], where: str
         for path, sites in groups
         for site in sites[:1]
     ]
-    return _fitted([header, *rows], right=("sites", "tokens", "text", "density", "dense", "carved"))
+    lines = _fitted([header, *rows], right=("sites", "tokens", "text", "density", "dense", "carved"))
+    return [*lines, f"gathers of tokens: {stage.report.gathers_in} in, {stage.report.gathers_out} out"]
 
 
 def _fitted(rows: Sequence[Sequence[str]], right: Collection[str]) -> list[str]:

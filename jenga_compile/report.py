@@ -48,6 +48,9 @@ class Site:
     intended: bool = False
     """Whether the site is large self-attention, which leaving dense costs speed."""
 
+    density: float = 1.0
+    """Share of the video blocks that a video query block is expected to see, at least; 1 for dense attention."""
+
     reordered: bool = False
     """Whether a carved site gets its tokens in order, instead of gathering them itself."""
 
@@ -65,6 +68,25 @@ class Site:
     def dense_flops(self) -> int:
         """Floating-point operations of dense attention here: two matrix products, 2 per multiply-add."""
         return 4 * self.batch * self.heads * self.queries * self.keys * self.head_dim
+
+    @property
+    def flops(self) -> int:
+        """The same as it is carved or left."""
+        return self.flops_at(self.density)
+
+    def flops_at(self, density: float) -> int:
+        """The same if video queries see this share of the video keys.
+
+        4*B*H*D*(V*(share*V + T) + T*K) with V video queries, T = Q - V condition tokens, Q = K: video rows see all of
+        the condition, condition rows see everything.
+        """
+        if self.decision == "left" or not self.queries:
+            return self.dense_flops
+        start, stop = self.video or (0, 0)
+        video = stop - start
+        condition = self.queries - video
+        pairs = video * (density * video + self.keys - video) + condition * self.keys
+        return round(4 * self.batch * self.heads * self.head_dim * pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +144,12 @@ class Report:
                 "left": self.left,
                 "gathers_in": self.gathers_in,
                 "gathers_out": self.gathers_out,
-                "sites": [dataclasses.asdict(site) for site in self.sites],
+                "dense_flops": sum(site.dense_flops for site in self.sites),
+                "flops": sum(site.flops for site in self.sites),
+                "sites": [
+                    {**dataclasses.asdict(site), "dense_flops": site.dense_flops, "flops": site.flops}
+                    for site in self.sites
+                ],
             },
             indent=2,
         )
@@ -139,6 +166,16 @@ class Report:
         return f"{self.carved} of {self.seen} attention sites carved" + (f" (left: {listed})" if listed else "")
 
 
+def amount(flops: float) -> str:
+    """`9828000000000000.0 -> "9.83 PFLOP"`."""
+    for prefix in ("", "K", "M", "G", "T", "P", "E"):
+        if flops < 999.5 or prefix == "E":
+            digits = 0 if flops >= 99.95 or flops == 0 else 1 if flops >= 9.995 else 2
+            return f"{flops:.{digits}f} {prefix}FLOP"
+        flops /= 1000
+    raise AssertionError
+
+
 def _table(sites: tuple[Site, ...]) -> list[str]:
     rows = [
         (
@@ -148,13 +185,15 @@ def _table(sites: tuple[Site, ...]) -> list[str]:
             f"{site.queries or '?'}x{site.keys or '?'}",
             str(site.text or "-") if site.queries else "?",
             site.curve or "-",
+            amount(site.dense_flops) if site.queries else "?",
+            amount(site.flops) if site.decision == "carved" and site.queries else "-",
             site.reason,
         )
         for site in sites
     ]
     if not rows:
         return ["  (no attention in the graph)"]
-    header = ("path", "decision", "grid", "q x k", "text", "curve", "reason")
+    header = ("path", "decision", "grid", "q x k", "text", "curve", "dense", "carved", "reason")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

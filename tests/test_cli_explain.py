@@ -11,11 +11,11 @@ from jenga_compile import forecast_text
 from jenga_compile.cli import BAD_INPUT
 from jenga_compile.config import Carving
 from jenga_compile.forecast import Forecast, Request, Stage, forecast
-from jenga_compile.forecast_text import WIDTH, amount, as_text, group
+from jenga_compile.forecast_text import WIDTH, as_text, group
 from jenga_compile.grid import TokenGrid
 from jenga_compile.models.catalogue import CATALOGUE
 from jenga_compile.models.entry import Entry
-from jenga_compile.report import Report, Site
+from jenga_compile.report import Report, Site, amount
 from tests.test_cli import exit_code
 
 JOINT = {"hunyuan-video", "hunyuan-video-i2v-concat", "hunyuan-video-i2v-replace", "toy", "cogvideox-2b", "sd3-medium"}

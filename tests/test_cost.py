@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jenga_compile.config import Carving
-from jenga_compile.cost import carved_flops, expected_keep
+from jenga_compile.cost import expected_keep
 from jenga_compile.grid import TokenGrid
 from jenga_compile.report import Site
 
@@ -61,10 +61,10 @@ def site(text: int) -> Site:
 
 @pytest.mark.parametrize("text", [0, 128])
 def test_seeing_everything_is_dense(text: int) -> None:
-    assert carved_flops(site(text), 1.0) == site(text).dense_flops
+    assert site(text).flops_at(1.0) == site(text).dense_flops
 
 
 def test_the_condition_is_seen_and_sees_all() -> None:
-    assert carved_flops(site(0), 0.25) == site(0).dense_flops // 4
+    assert site(0).flops_at(0.25) == site(0).dense_flops // 4
     pairs = 1000 * (250 + 128) + 128 * 1128
-    assert carved_flops(site(128), 0.25) == 4 * 2 * 3 * 64 * pairs
+    assert site(128).flops_at(0.25) == 4 * 2 * 3 * 64 * pairs

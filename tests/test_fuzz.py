@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from typing import Any
 from unittest import mock
 
@@ -16,7 +16,7 @@ from tests.fuzz.configuration import Configuration, draw, settled
 from tests.fuzz.shrink import shrink
 from tests.fuzz.trial import Outcome, run
 
-SLICE = range(20_000, 20_008)
+SLICE = range(20_002, 20_007)
 
 WRITTEN = Configuration(text=5, spelling="bmm", mask="key", positions="rotary", batch=2, dtype="float32")
 CARVED = Configuration(grid=(3, 8, 12), keep=0.3, adjacency=False, text=5)
@@ -72,9 +72,14 @@ def test_an_exception_is_noticed() -> None:
 
 
 def test_shrinking_keeps_what_fails() -> None:
-    with mock.patch.object(proof, "_grid", mock.Mock(side_effect=ZeroDivisionError)):
-        smallest = shrink(run(dataclasses.replace(CARVED, dtype="float32", head_dim=16)))
-    assert (smallest.verdict, smallest.configuration) == ("crash", Configuration())
+    def fails_with_keys_and_layers(c: Configuration) -> Outcome:
+        return Outcome(c, "crash" if c.mask == "key" and c.layers > 1 else "ok")
+
+    failed = next(c for c in map(draw, itertools.count()) if fails_with_keys_and_layers(c).verdict == "crash")
+    with mock.patch("tests.fuzz.shrink.run", fails_with_keys_and_layers):
+        smallest = shrink(fails_with_keys_and_layers(failed)).configuration
+    assert smallest.differences().keys() <= {"seed", "text", "mask", "layers"}
+    assert (smallest.mask, smallest.layers) == ("key", 2)
 
 
 def test_the_command_fails_with_a_trial(capsys: pytest.CaptureFixture[str]) -> None:

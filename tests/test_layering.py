@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "jenga_compile"
 
 BASE = {"errors", "config", "grid"}
 GEOMETRY = BASE | {"curve", "block_mask", "token_context"}
-COMPILER = GEOMETRY | {"report", "kernels", "models", "passes"}
+COMPILER = GEOMETRY | {"report", "cost", "kernels", "models", "passes"}
 
 MAY_IMPORT = {
     "errors": set(),
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "zoo": {"errors", "media"},
     "generate": COMPILER | {"backend", "media", "zoo"},
     "presets": {"errors", "config"},
-    "cost": GEOMETRY | {"report"},
+    "cost": GEOMETRY,
     "forecast": COMPILER | {"explanation", "cost", "presets"},
     "forecast_text": {"forecast", "models", "presets", "report"},
     "bench": COMPILER | {"forecast_text"},

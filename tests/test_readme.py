@@ -46,8 +46,9 @@ def test_every_verb_is_in_the_makefile(verb: str) -> None:
 def test_every_flag_named_is_one_of_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     from jenga_compile.cli import main
 
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
+    for verb in (["generate"], ["explain"], ["bench", "compile"]):
+        with pytest.raises(SystemExit):
+            main([*verb, "--help"])
     known = set(re.findall(r"--\w+", capsys.readouterr().out))
     named = set(re.findall(r"--\w+", README)) - {"--help"}
     assert named

@@ -19,10 +19,13 @@ from torch.fx import Graph, GraphModule, Node
 
 from jenga_compile.block_mask import Adjacency, Condition, Own, split
 from jenga_compile.config import Carving
+from jenga_compile.cost import expected_keep
+from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels import knobs, static_masks
 from jenga_compile.models import recipe_for
 from jenga_compile.passes.graph import graphs_of, module_classes, tensor_of
-from jenga_compile.passes.infer_layout import SymbolicLayout, short_site
+from jenga_compile.passes.infer_layout import short_site
+from jenga_compile.passes.layout.proof import Layout
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION, CARVED
 from jenga_compile.passes.sizes import SizeNodes, Valuation, valuations
@@ -56,7 +59,9 @@ def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> 
         return {"reason": "the sizes of its grid are computed inside the graph"}
     curve = carving.curve or recipe_for(module_classes(site)).curve
     _rewrite(site, arguments, (curve, [], _blocks(carving), _knobs(carving)), number)
-    return {"decision": "carved", "reason": _recognised(layout, example), "curve": curve}
+    found = layout.at(example)
+    density = expected_keep(TokenGrid(*found.grid), curve, carving)
+    return {"decision": "carved", "reason": _recognised(found), "curve": curve, "density": density}
 
 
 def is_key_mask(mask: Node) -> bool:
@@ -111,8 +116,7 @@ def _flat(graph: Graph, mask: Node, site: Node) -> Node:
     return flat
 
 
-def _recognised(layout: SymbolicLayout, example: Valuation) -> str:
-    found = layout.at(example)
+def _recognised(found: Layout) -> str:
     if found.text == 0:
         return "video self-attention"
     side = "after" if found.start == 0 else "before" if found.stop == found.tokens else "on both sides"

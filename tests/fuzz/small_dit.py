@@ -76,7 +76,8 @@ class Projection(nn.Module):
     def forward(self, x: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         heads, size = self.c.heads, self.c.head_dim
         if self.kind == "separate":
-            wide = [layer(tokens) for layer, tokens in zip(self.layers, (x, *[x if source is None else source] * 2))]
+            sources = (x, x, x) if source is None else (x, source, source)
+            wide = [layer(tokens) for layer, tokens in zip(self.layers, sources, strict=True)]
             q, k, v = (part.unflatten(-1, (heads, size)) for part in wide)
         elif self.kind == "chunk":
             q, k, v = (part.view(*part.shape[:2], heads, size) for part in self.layers[0](x).chunk(3, dim=-1))
