@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.environment import environment
+from jenga_compile.bench.environment import environment
 from jenga_compile.backend import jenga
 from jenga_compile.media import Frames, contact_sheet, psnr, write_image
 from jenga_compile.report import Report

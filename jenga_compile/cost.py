@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from jenga_compile.block_mask import Adjacency, Everything, Mask, Own, split
-from jenga_compile.config import Carving
+from jenga_compile.config import BLOCK, Carving
 from jenga_compile.curve import AnyCurve
 from jenga_compile.grid import TokenGrid
 
@@ -42,6 +43,14 @@ def _kept(keep: float, blocks: int) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _joined(grid: TokenGrid, curve: AnyCurve, kept: float, always: Mask, allowed: Mask) -> float:
-    seen = always.dense(grid, curve).double()
-    free = torch.ones_like(seen) if allowed == Everything() else allowed.dense(grid, curve).double()
-    return float((seen + (1 - seen) * free * kept).mean())
+    heads = math.lcm(always.heads, allowed.heads)
+    shares = [
+        np.where(_matrix(always, head, grid, curve), 1.0, np.where(_matrix(allowed, head, grid, curve), kept, 0.0))
+        for head in range(heads)
+    ]
+    return float(np.mean(shares))
+
+
+def _matrix(mask: Mask, head: int, grid: TokenGrid, curve: AnyCurve) -> npt.NDArray[np.bool_]:
+    """The mask of one head, [R, R]. No tensor, which would be fake while a graph is compiled."""
+    return mask.head(head % mask.heads).array(grid, curve, 0, BLOCK)

@@ -11,7 +11,7 @@ import torch
 
 from jenga_compile.kernels.carved_attention import gathered
 from jenga_compile.passes.layout import proof
-from tests.fuzz import __main__ as command
+from tests.fuzz import command
 from tests.fuzz.configuration import Configuration, draw, settled
 from tests.fuzz.shrink import shrink
 from tests.fuzz.trial import Outcome, run

@@ -14,7 +14,9 @@ def environment() -> dict[str, object]:
     """Machine, versions, commit, and how busy the machine was."""
     return {
         "cpu": _cpu(),
+        "simd": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "load_1min": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -29,7 +29,7 @@ def _joint_15(entry: Entry, sizes: Sizes, values: Values) -> dict[str, Any]:
     batch = sizes.batch
     return {
         "hidden_states": values.noise(batch, 65, sizes.frames, sizes.height, sizes.width),
-        "timestep": values.timestep(batch),
+        "timestep": values.full(500.0, batch),
         "encoder_hidden_states": values.noise(batch, 1000, 3584),
         "encoder_attention_mask": values.mask(batch, 1000),
         "encoder_hidden_states_2": values.noise(batch, 256, 1472),

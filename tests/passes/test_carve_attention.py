@@ -29,9 +29,9 @@ CARVED_MASKS = {
 }
 
 LEFT_MASKS = {
-    "differs between queries": (torch.ones(TOKENS, TOKENS).tril().bool(), "differs between queries or heads"),
-    "differs between heads": (torch.ones(1, 2, 1, TOKENS).bool(), "differs between queries or heads"),
-    "additive": (torch.zeros(1, 1, 1, TOKENS), "additive mask of torch.float32"),
+    "differs between queries": (torch.ones(TOKENS, TOKENS).tril().bool(), "differs between queries"),
+    "differs between heads": (torch.ones(1, 2, 1, TOKENS).bool(), "differs between heads"),
+    "additive": (torch.zeros(1, 1, 1, TOKENS), "additive mask of unknown values"),
 }
 
 
