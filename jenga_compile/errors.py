@@ -114,6 +114,13 @@ class OrderMatters(JengaError, RuntimeError):
     )
 
 
+class OtherGridTold(JengaError, ValueError):
+    template = (
+        "the running call tells a token grid of {grid}, that is {found} tokens, to a graph that was made for "
+        "{expected} video tokens. Tell the grid of the latents that the model is called with."
+    )
+
+
 class GridNotSet(JengaError, RuntimeError):
     template = (
         "carved attention over {length} tokens was compiled to take its grid from the running call, which tells none. "

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from jenga_compile.config import TextSide
+from jenga_compile.errors import GridNotSet, OtherGridTold
 from jenga_compile.grid import TokenGrid
 
 
@@ -30,6 +31,21 @@ _current: ContextVar[TokenContext | None] = ContextVar("jenga_token_context", de
 def current_context() -> TokenContext | None:
     """The innermost `token_grid` of this thread or task."""
     return _current.get()
+
+
+def told_grid(length: int, video: int) -> TokenGrid:
+    """The grid of the running call, for a graph of `length` tokens that was made for `video` video tokens.
+
+    Raises:
+        GridNotSet: the call tells none.
+        OtherGridTold: it has another number of tokens.
+    """
+    context = current_context()
+    if context is None:
+        raise GridNotSet(length=length)
+    if context.grid.tokens != video:
+        raise OtherGridTold(grid=str(context.grid), found=context.grid.tokens, expected=video)
+    return context.grid
 
 
 @contextmanager

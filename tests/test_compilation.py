@@ -39,14 +39,20 @@ def on_the_weights_of(toy: Toy, other: Toy) -> Toy:
     return other
 
 
-@pytest.mark.parametrize("name", ["mochi", "hunyuan15"])
-def test_models_that_break_their_graph_are_carved(name: str) -> None:
-    toy, reports = TOYS[name](layers=2), []
+GATHERS = {"mochi": (2, 1), "hunyuan15": (4, 1)}
+"""In and out, whatever the depth."""
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("name", GATHERS)
+def test_models_that_break_their_graph_are_carved(name: str, layers: int) -> None:
+    toy, reports = TOYS[name](layers=layers), []
     compiled = jenga_compile.compile(toy.model, keep=1.0, on_report=reports.append, **SMALL)
     assert_equals_eager(compiled, toy)
     report = sum(reports, Report())
-    assert report.carved >= 2
+    assert report.carved >= layers
     assert all(site.grid == toy.grid for site in report.sites if site.decision == "carved")
+    assert (report.gathers_in, report.gathers_out) == GATHERS[name]
 
 
 @pytest.mark.parametrize("make", [hunyuan, wan])

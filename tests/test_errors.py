@@ -26,6 +26,7 @@ from jenga_compile.passes.ledger import Ledger
 from jenga_compile.presets import find_preset
 from jenga_compile.report import Site
 from jenga_compile.self_check import check_order
+from jenga_compile.token_context import token_grid
 
 Q = torch.randn(1, 2, 300, 16)
 KNOBS = knobs.make_knobs(0.5, 0.0)
@@ -36,6 +37,11 @@ ops = torch.ops.jenga
 
 def in_order(x: torch.Tensor) -> tuple[torch.Tensor]:
     return (x * ops.curve_index(2, 3, 4, "gilbert", False, 0, 0, [], device=x.device),)
+
+
+def other_grid() -> None:
+    with token_grid(2, 2, 2):
+        carved(told=True, reordered=True)
 
 
 def carved(**changes: object) -> None:
@@ -132,7 +138,8 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.VideoSpanOutOfRange: (lambda: carved(video_start=20), "a grid of 288 tokens from position 20"),
     errors.BlockListOutOfRange: (attend_lists_out_of_range, "range over"),
     errors.OrderMatters: (lambda: check_order(in_order, (torch.ones(24),)), "output 0"),
-    errors.GridNotSet: (lambda: carved(t=0, h=0, w=0), "over 300 tokens"),
+    errors.GridNotSet: (lambda: carved(told=True), "over 300 tokens"),
+    errors.OtherGridTold: (other_grid, "tells a token grid of 2x2x2"),
     errors.UnknownMask: (lambda: carved(blocks=99_999), "handle 99999"),
     errors.UnknownKnobs: (lambda: carved(knobs=99_999), "handle 99999"),
     errors.NotDifferentiable: (backward, "jenga::carved_attention has no backward"),

@@ -54,11 +54,11 @@ def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> 
         return short_site(example(layout.video), "video tokens", carving)
     if isinstance(mask, Node) and not is_key_mask(mask):
         return {}
-    arguments = [0] * 4 if layout.from_context else [sizes.node(size) for size in (*layout.grid, layout.start)]
+    arguments = [sizes.node(size) for size in (*layout.grid, layout.start)]
     if None in arguments:
         return {"reason": "the sizes of its grid are computed inside the graph"}
     curve = carving.curve or recipe_for(module_classes(site)).curve
-    _rewrite(site, arguments, (curve, [], _blocks(carving), _knobs(carving)), number)
+    _rewrite(site, arguments, (curve, [], _blocks(carving), _knobs(carving)), number, told=layout.from_context)
     found = layout.at(example)
     density = expected_keep(TokenGrid(*found.grid), curve, carving)
     return {"decision": "carved", "reason": _recognised(found), "curve": curve, "density": density}
@@ -96,12 +96,12 @@ def _blocks(carving: Carving) -> int:
     return static_masks.register(static_masks.StaticMasks(parts.always, parts.allowed))
 
 
-def _rewrite(site: Node, sizes: list[Any], how: tuple[Any, ...], number: int) -> None:
+def _rewrite(site: Node, sizes: list[Any], how: tuple[Any, ...], number: int, *, told: bool) -> None:
     query, key, value, mask, scale, _ = site.args
     graph = site.graph
     with graph.inserting_before(site):
         keys = _flat(graph, mask, site) if isinstance(mask, Node) else None
-        carved = graph.call_function(CARVED, (query, key, value, keys, *sizes, *how, scale, False))
+        carved = graph.call_function(CARVED, (query, key, value, keys, *sizes, *how, scale, False, told))
     # `eager_input_vals` describes the arguments of the operator that was replaced; Inductor matches it to ours.
     carved.meta = {name: value for name, value in site.meta.items() if name != "eager_input_vals"}
     carved.meta["jenga_site"] = number

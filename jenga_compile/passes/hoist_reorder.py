@@ -27,8 +27,8 @@ from jenga_compile.passes.reorder.order import Label, Order
 from jenga_compile.passes.reorder.plan import ReorderPlan, plan_reorder
 from jenga_compile.passes.reorder.verify import verify_reorder
 from jenga_compile.passes.reorder.write import Unwritable, write_gathers
-from jenga_compile.passes.site import CARVED, FRAMES, CarvedCall
-from jenga_compile.passes.sizes import Valuation, under, valuations
+from jenga_compile.passes.site import CARVED, TOLD, CarvedCall
+from jenga_compile.passes.sizes import Valuation, serves_several_sizes, under, valuations
 
 aten = torch.ops.aten
 _TRIES = 4
@@ -47,9 +47,11 @@ def hoist_reorder(gm: GraphModule, ledger: Ledger) -> None:
 
 
 def _sites(graph: Graph) -> list[Node]:
-    """Sites whose grid is the graph's own; one that each call tells anew cannot be reordered in the graph."""
+    """Sites that can be reordered in the graph; where each call tells the grid, only if all have one size."""
     sites = graph.find_nodes(op="call_function", target=CARVED)
-    return [site for site in sites if site.args[FRAMES] != 0]
+    if not serves_several_sizes(graph):
+        return list(sites)
+    return [site for site in sites if not site.args[TOLD]]
 
 
 def _hoist(gm: GraphModule, ledger: Ledger) -> None:
@@ -93,7 +95,8 @@ def _agreed_plans(graph: Graph, sites: list[Node], under_all: Sequence[Valuation
     least = math.inf
     cuts: tuple[int, ...] = ()
     for _ in range(_TRIES):
-        plans = [_plan(graph, sites, cuts, valuation) for valuation in under_all]
+        first = _plan(graph, sites, cuts, under_all[0], None)
+        plans = [first, *(_plan(graph, sites, cuts, valuation, first) for valuation in under_all[1:])]
         if any(plan.shape() != plans[0].shape() for plan in plans[1:]):
             break
         with under(under_all[0]):
@@ -108,14 +111,16 @@ def _agreed_plans(graph: Graph, sites: list[Node], under_all: Sequence[Valuation
     return best
 
 
-def _plan(graph: Graph, sites: list[Node], cuts: tuple[int, ...], valuation: Valuation) -> ReorderPlan:
+def _plan(
+    graph: Graph, sites: list[Node], cuts: tuple[int, ...], valuation: Valuation, like: ReorderPlan | None
+) -> ReorderPlan:
     with under(valuation):
-        return plan_reorder(graph, {site: _label(site, cuts) for site in sites})
+        return plan_reorder(graph, {site: _label(site, cuts) for site in sites}, like)
 
 
 def _label(site: Node, cuts: tuple[int, ...]) -> Label:
     call = CarvedCall.of(site)
-    order = Order(call.grid, call.curve, tuple(cut for cut in cuts if cut < call.grid[0]))
+    order = Order(call.grid, call.curve, tuple(cut for cut in cuts if cut < call.grid[0]), call.told)
     return Label(order, 0, call.grid[0], call.start, call.after, 1)
 
 

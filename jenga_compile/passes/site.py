@@ -48,8 +48,8 @@ CURVE_INDEX = torch.ops.jenga.curve_index.default
 REORDERED = 13
 """Place of `reordered` among the arguments of `CARVED`."""
 
-FRAMES = 4
-"""Place of `t` among them; 0 where each call tells the grid."""
+TOLD = 14
+"""Place of `told` among them."""
 
 CUTS = 9
 """Place of `cuts` among them."""
@@ -68,13 +68,14 @@ class CarvedCall:
     curve: CurveKind
     cuts: tuple[int, ...]
     reordered: bool
+    told: bool
 
     @classmethod
     def of(cls, node: Node) -> CarvedCall:
-        query, key, value, mask, t, h, w, start, curve, cuts, _, _, _, reordered = node.args
+        query, key, value, mask, t, h, w, start, curve, cuts, _, _, _, reordered, told = node.args
         grid = (integer(t), integer(h), integer(w))
         tensors: Any = (query, key, value)
-        return cls(tensors, mask, grid, integer(start), curve, tuple(cuts), reordered)  # type: ignore[arg-type]
+        return cls(tensors, mask, grid, integer(start), curve, tuple(cuts), reordered, told)  # type: ignore[arg-type]
 
     @property
     def tokens(self) -> int:

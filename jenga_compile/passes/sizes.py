@@ -102,6 +102,11 @@ def _sizes_in(graph: Graph) -> Iterator[torch.SymInt]:
         yield from (size for size in candidates if isinstance(size, torch.SymInt))
 
 
+def serves_several_sizes(graph: Graph) -> bool:
+    """Whether other inputs than the example's may run the graph, but for sizes that depend on data."""
+    return any(size.node.has_hint() for size in _sizes_in(graph))
+
+
 def specialise(graph: Graph) -> None:
     """Make every size that the example knows a constant of the graph: one graph a resolution."""
     for size in _sizes_in(graph):

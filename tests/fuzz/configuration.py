@@ -296,6 +296,8 @@ def _text(c: Configuration) -> dict[str, Any]:
         changes |= {"streams": "single", "mask": "none", "refiner": False, "side": "after", "rotary_span": "video"}
     elif c.streams == "cross":
         changes |= {"side": "after", "rotary_span": "video"}
+        # As many keys as queries would look like self-attention.
+        changes |= {"text": c.text + (c.text == c.tokens)}
     if c.registers and c.modulation == "frame":
         changes |= {"modulation": "token"}
     if c.grid[0] == 1 and c.modulation in ("first_frame", "frame"):

@@ -21,7 +21,8 @@ Stand_in = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 class Context:
     """What all blocks are given beside their tokens."""
 
-    def __init__(self, c: Configuration, grid: Grid) -> None:
+    def __init__(self, c: Configuration, grid: Grid, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.c, self.frame, self.video = c, grid[1] * grid[2], math.prod(grid)
         self.condition: Tensor | None = None
         self.text_condition: Tensor | None = None
@@ -40,13 +41,13 @@ class Context:
         """Where the video begins in a stream of so many tokens, which holds the video and maybe the text."""
         return tokens - self.video if self.c.side == "before" else self.c.registers
 
-    def build_mask(self, dtype: torch.dtype) -> Tensor | None:
+    def build_mask(self) -> Tensor | None:
         c = self.c
         if c.mask == "none" or self.valid is None or c.mask in ("given", *UNREADABLE):
             return self.mask
         around = self.around if c.is_joint else (0, 0)
         queries = c.registers + self.video + (self.valid.shape[1] if c.is_joint else 0)
-        return build_mask(c, self.valid, queries, around, dtype)
+        return build_mask(c, self.valid, queries, around, self.dtype)
 
 
 class Norm(nn.Module):
@@ -121,7 +122,7 @@ class SelfAttention(nn.Module):
         if self.stand_in is not None:
             key = key_mask(context.valid, context.around) if joint and context.valid is not None else None
             return self.stand_in(q, k, v, key)
-        mask = context.build_mask(q.dtype) if joint and self.c.mask_each else context.mask if joint else None
+        mask = context.build_mask() if joint and self.c.mask_each else context.mask if joint else None
         return attend(self.c, q, k, v, mask)
 
     def _rotated(self, x: Tensor, context: Context) -> Tensor:
@@ -148,7 +149,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q, k, v = (part.transpose(1, 2) for part in self.projection(x, context.text))
-        mask = context.build_mask(q.dtype) if self.c.mask_each else context.mask
+        mask = context.build_mask() if self.c.mask_each else context.mask
         return self.out(attend(self.c, q, k, v, mask))
 
 
@@ -279,12 +280,12 @@ class SmallDiT(nn.Module):
         if c.registers:
             video = torch.cat([self.registers.expand(video.shape[0], -1, -1), video], dim=1)
         if text is not None and self.refiner is not None:
-            text = text + self.refiner([text], Context(c, grid))
-        context = Context(c, grid)
+            text = text + self.refiner([text], Context(c, grid, x.dtype))
+        context = Context(c, grid, x.dtype)
         context.text, context.valid, context.mask = text, self._valid(text, valid), mask
         if c.positions == "rotary":
             context.rotation = tables_of(self._angles(grid, text, angles), c.rotary)
-        context.mask = None if c.mask_each and mask is None else context.build_mask(x.dtype)
+        context.mask = None if c.mask_each and mask is None else context.build_mask()
         streams = self._streams(video, text)
         self._set_condition(context, condition, streams)
         for block in self.blocks:
@@ -382,7 +383,7 @@ def inputs(c: Configuration, grid: Grid) -> dict[str, Any]:
 def _padding(c: Configuration, grid: Grid, random: torch.Generator) -> dict[str, Tensor]:
     lengths = torch.randint(1, c.text + 1, (c.batch,), generator=random)
     valid = torch.arange(c.text)[None] < lengths[:, None]
-    context = Context(c, grid)
+    context = Context(c, grid, DTYPES[c.dtype])
     key = key_mask(valid, context.around if c.is_joint else (0, 0))[:, None, None]
     tokens = context.video + c.registers + (c.text if c.is_joint else 0)
     told = {"lengths": lengths, "bool": valid, "integers": valid.long()}[c.valid]

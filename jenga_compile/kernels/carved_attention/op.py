@@ -1,7 +1,8 @@
 """Contract of `jenga::carved_attention`.
 
     out [B, H, L, Dv] = carved_attention(
-        q, k, v, key_mask, t, h, w, video_start, curve, cuts, blocks, knobs, scale, reordered)
+        q, k, v, key_mask, t, h, w, video_start, curve, cuts, blocks, knobs, scale, reordered,
+        told)
 
 Legend: B batch, H heads, L tokens, D head dim. Tokens come as
 [text before: video_start tokens] [video: t*h*w tokens] [text after]. Either text may be empty.
@@ -13,16 +14,17 @@ Legend: B batch, H heads, L tokens, D head dim. Tokens come as
     blocks       handle from `kernels.static_masks.register`: which blocks are seen always, and which never
     knobs        handle from `kernels.knobs.register`; both handles are looked up when the operator runs
     scale        factor on the logits, D**-0.5 if None
-    t, h, w      0, 0, 0: the grid that the running call tells (`token_context.py`), and where the video is with it
+    told         the grid is not t, h, w but the one that the running call tells (`token_context.py`), and the video's
+                 place with it; of tokens that come reordered, a grid of as many tokens in the same place
     reordered    False: the video comes row-major, as the model has it. True: it comes on the curve already
     out          the order of the input; BSHD storage seen as BHSD, as `jenga::block_sparse_attention` returns
 
 Means: reorder to [video in curve order, text before, text after], `jenga::block_select`,
 `jenga::block_sparse_attention`, and undo the order. With keep=1 this is dense attention.
 
-Refuses what those two refuse, a grid that does not fit or is not told (InvalidGrid, VideoSpanOutOfRange, GridNotSet),
-an unknown curve (OptionOutOfRange) and an unregistered handle (UnknownKnobs, UnknownMask). Has no backward
-(NotDifferentiable).
+Refuses what those two refuse, a grid that does not fit or is not told (InvalidGrid, VideoSpanOutOfRange, GridNotSet,
+OtherGridTold), an unknown curve (OptionOutOfRange) and an unregistered handle (UnknownKnobs, UnknownMask). Has no
+backward (NotDifferentiable).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from jenga_compile.kernels.carved_attention import gathered, reference
 from jenga_compile.kernels.checks import check_qkv, check_tensor, refuse_backward
 from jenga_compile.kernels.dispatch import reference_requested, stand_in_order, without_autocast
 from jenga_compile.kernels.knobs import lookup as knobs_of
-from jenga_compile.token_context import current_context
+from jenga_compile.token_context import current_context, told_grid
 
 _NAME = "carved_attention"
 
@@ -50,7 +52,8 @@ _NAME = "carved_attention"
     mutates_args=(),
     schema=(
         "(Tensor q, Tensor k, Tensor v, Tensor? key_mask, SymInt t, SymInt h, SymInt w, SymInt video_start, "
-        "str curve, int[] cuts, int blocks, int knobs, float? scale=None, bool reordered=False) -> Tensor"
+        "str curve, int[] cuts, int blocks, int knobs, float? scale=None, bool reordered=False, "
+        "bool told=False) -> Tensor"
     ),
 )
 def carved_attention(
@@ -68,11 +71,16 @@ def carved_attention(
     knobs: int,
     scale: float | None = None,
     reordered: bool = False,
+    told: bool = False,
 ) -> torch.Tensor:
     """Carve tokens in the model's order; the contract is the module's docstring."""
     check_qkv(_NAME, q, k, v)
     batch, _, length, _ = q.shape
-    grid, video_start = _placed((t, h, w), video_start, length)
+    grid = TokenGrid(t, h, w)
+    if told and reordered:
+        grid = told_grid(length, grid.tokens)
+    elif told:
+        grid, video_start = _told(length)
     if not 0 <= video_start <= length - grid.tokens:
         raise VideoSpanOutOfRange(tokens=grid.tokens, start=video_start, length=length)
     if key_mask is not None:
@@ -87,10 +95,8 @@ def carved_attention(
         return compute(q, k, v, key_mask, grid, video_start, *how)
 
 
-def _placed(sizes: tuple[int, int, int], start: int, length: int) -> tuple[TokenGrid, int]:
-    """Grid and place of the video, as told by the graph or by the running call."""
-    if sizes != (0, 0, 0):
-        return TokenGrid(*sizes), start
+def _told(length: int) -> tuple[TokenGrid, int]:
+    """Grid and place of the video, as the running call tells them."""
     context = current_context()
     if context is None:
         raise GridNotSet(length=length)
@@ -113,6 +119,7 @@ def _(
     knobs: int,
     scale: float | None = None,
     reordered: bool = False,
+    told: bool = False,
 ) -> torch.Tensor:
     batch, heads, length, _ = q.shape
     return q.new_empty((batch, length, heads, v.shape[-1])).transpose(1, 2)

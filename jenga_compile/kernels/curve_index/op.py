@@ -1,11 +1,12 @@
 """Contract of `jenga::curve_index`.
 
-    index [before + t*h*w + after] int64 = curve_index(t, h, w, kind, inverse, before, after, cuts, device)
+    index [before + t*h*w + after] int64 = curve_index(t, h, w, kind, inverse, before, after, cuts, told, device)
 
 The order of a sequence of `before` tokens in place, a video on a curve, and `after` tokens in place:
 
 inverse=False   the position in the model's order of the token at each place (`jenga_compile.curve.curve_order`)
 inverse=True    the place of the token at each position in the model's order (`jenga_compile.curve.inverse_order`)
+told            the grid is not t, h, w but the one, of as many tokens, that the running call tells (`token_context.py`)
 cuts            frames at which the curve starts anew (`jenga_compile.curve.CutCurve`)
 
 A graph takes sizes in and gets the index tensor from here, so it holds no constants and one graph serves every
@@ -15,7 +16,8 @@ token (0.9 MB at 720p, a few microseconds on a GPU) per call, and a hoisted grap
 
 Inside `dispatch.use_order`, the video's order is another one, to check that a graph does not depend on it.
 
-Refuses grids and kinds as `TokenGrid` and `curve_order` do (InvalidGrid, OptionOutOfRange).
+Refuses grids and kinds as `TokenGrid` and `curve_order` do (InvalidGrid, OptionOutOfRange), and a call that tells no
+grid or one of other size (GridNotSet, OtherGridTold).
 """
 
 from __future__ import annotations
@@ -29,14 +31,15 @@ from jenga_compile.config import CurveKind
 from jenga_compile.curve import CutCurve, curve_order, inverse_order
 from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels.dispatch import stand_in_order
+from jenga_compile.token_context import told_grid
 
 
 @torch.library.custom_op(
     "jenga::curve_index",
     mutates_args=(),
     schema=(
-        "(SymInt t, SymInt h, SymInt w, str kind, bool inverse, SymInt before, SymInt after, int[] cuts, *, "
-        "Device device) -> Tensor"
+        "(SymInt t, SymInt h, SymInt w, str kind, bool inverse, SymInt before, SymInt after, int[] cuts, "
+        "bool told=False, *, Device device) -> Tensor"
     ),
 )
 def curve_index(
@@ -48,11 +51,13 @@ def curve_index(
     before: int,
     after: int,
     cuts: Sequence[int],
+    told: bool = False,
     *,
     device: torch.device,
 ) -> torch.Tensor:
     """A copy of the index that the caller may write to; the contract is the module's docstring."""
-    sequence = TokenGrid(t, h, w), CutCurve(kind, tuple(cuts)), inverse, before, after
+    grid = told_grid(before + t * h * w + after, t * h * w) if told else TokenGrid(t, h, w)
+    sequence = grid, CutCurve(kind, tuple(cuts)), inverse, before, after
     if stand_in_order() is not None:
         return _index(*sequence).to(device)
     return cached_index(*sequence, device).clone()
@@ -68,6 +73,7 @@ def _(
     before: int,
     after: int,
     cuts: Sequence[int],
+    told: bool = False,
     *,
     device: torch.device,
 ) -> torch.Tensor:

@@ -24,6 +24,8 @@ class Order:
     grid: tuple[int, int, int]
     curve: CurveKind
     cuts: tuple[int, ...] = ()
+    told: bool = False
+    """Whether the grid is an example of what each call tells."""
 
     @property
     def frame(self) -> int:

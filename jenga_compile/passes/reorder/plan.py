@@ -51,6 +51,9 @@ class ReorderPlan:
     edges: dict[tuple[Node, Node], list[Gather]]
     """(consumer, input) -> what the input goes through on its way."""
 
+    forgotten: list[Node]
+    """Tensors that could be permuted, and are not because gathers elsewhere move less."""
+
     @property
     def gathers(self) -> set[Gather]:
         return {gather for edge in self.edges.values() for gather in edge}
@@ -68,9 +71,12 @@ class ReorderPlan:
         return edges, {node.name for node in self.labels}
 
 
-def plan_reorder(graph: Graph, sites: dict[Node, Label]) -> ReorderPlan:
-    """The plan for carved sites with these labels of their queries [B, H, L, D]."""
-    return _Planner(graph, sites).plan()
+def plan_reorder(graph: Graph, sites: dict[Node, Label], like: ReorderPlan | None = None) -> ReorderPlan:
+    """The plan for carved sites with these labels of their queries [B, H, L, D].
+
+    Where gathers stand is decided by the sizes in force, or as it was in the plan `like` for other sizes.
+    """
+    return _Planner(graph, sites).plan(None if like is None else like.forgotten)
 
 
 class _Planner:
@@ -80,16 +86,21 @@ class _Planner:
         self._labels: Known = {}
         self._wants: dict[Node, Needs] = {}
         self._cuts: set[tuple[int, int]] = set()
+        self._forgotten: list[Node] = []
 
-    def plan(self) -> ReorderPlan:
+    def plan(self, forgotten: list[Node] | None) -> ReorderPlan:
         known = -1
         while known != len(self._labels):
             known = len(self._labels)
             for node in self._graph.nodes:
                 self._visit(node)
-        self._let_gathers_sink()
-        self._let_gathers_rise()
-        return ReorderPlan(self._labels, self._cuts, dict(self._edges()))
+        if forgotten is None:
+            self._let_gathers_sink()
+            self._let_gathers_rise()
+        for node in forgotten or ():
+            if node in self._labels:
+                self._forget(node)
+        return ReorderPlan(self._labels, self._cuts, dict(self._edges()), self._forgotten)
 
     def _visit(self, node: Node) -> None:
         if node in self._sites and node not in self._labels:
@@ -191,6 +202,7 @@ class _Planner:
 
     def _forget(self, node: Node) -> None:
         del self._labels[node], self._wants[node]
+        self._forgotten.append(node)
 
     def _gathered_elsewhere(self, source: Node, consumer: Node) -> bool:
         return any(source in self._wants.get(user, ()) for user in source.users if user is not consumer)

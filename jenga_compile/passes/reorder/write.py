@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,11 +85,12 @@ class _Writer:
             if place is not None and place.alone:
                 size = expression_of(tensor_of(source).shape[place.dim])
             extent = self._extent(labels, size)
-            index = self._index(source, gather, extent)
+            behind = self._sizes.behind_inputs if source.op == "placeholder" else source.next
             if place is not None and place.alone:
-                self._done[key] = self._take(source, index, place.dim, self._behind(source, index))
+                index = self._index(source, gather, extent, place.dim, behind)
+                self._done[key] = self._take(source, index, place.dim, behind)
             else:
-                self._done[key] = self._take_merged(source, index, extent, labels)
+                self._done[key] = self._take_merged(source, gather, extent, labels, behind)
         return self._done[key]
 
     def _extent(self, labels: Sequence[Label], size: sympy.Expr | None) -> _Extent:
@@ -120,38 +122,52 @@ class _Writer:
             raise Unwritable
         return node
 
-    def _index(self, source: Node, gather: Gather, extent: _Extent) -> Node:
+    def _index(self, source: Node, gather: Gather, extent: _Extent, dim: int, behind: Node) -> Node:
+        """The index of a gather: behind the inputs, shared; or behind `source`, if only that tells a size."""
         label = gather.label
         cuts = [cut - label.first for cut in label.order.cuts if label.first < cut < label.last]
         device = tensor_of(source).device
-        key = (extent, label.order.curve, gather.inverse, tuple(cuts), device)
+        key = (extent, label.order, gather.inverse, tuple(cuts), device)
         if key not in self._indices:
-            t, h, w, before, after = (self._node(size) for size in dataclasses.astuple(extent))
-            arguments = (t, h, w, label.order.curve, gather.inverse, before, after, cuts)
-            with self._graph.inserting_before(self._sizes.behind_inputs):
+            after = self._sizes.node(extent.after)
+            shared = after is not None
+            place = self._sizes.behind_inputs if shared else behind
+            if after is None:
+                after = self._rest(source, dim, extent, behind)
+            t, h, w, before = (self._node(size) for size in (extent.t, extent.h, extent.w, extent.before))
+            arguments = (t, h, w, label.order.curve, gather.inverse, before, after, cuts, label.order.told)
+            with self._graph.inserting_before(place):
                 index = self._graph.call_function(CURVE_INDEX, arguments, {"device": device})
             with tensor_of(source).fake_mode:  # type: ignore[attr-defined]  # a graph's values are fake
                 index.meta["val"] = CURVE_INDEX(*map(_value, arguments), device=device)
+            if not shared:
+                return index
             self._indices[key] = index
         return self._indices[key]
 
-    def _behind(self, source: Node, index: Node) -> Node:
-        """Where a gather of `source` may stand: right behind it, and behind the index."""
-        return self._sizes.behind_inputs if source.op == "placeholder" else source.next
+    def _rest(self, source: Node, dim: int, extent: _Extent, behind: Node) -> Node:
+        """Tokens behind the video in dimension `dim` of `source`, a number that hangs on data."""
+        known = extent.before + extent.t * extent.h * extent.w
+        if not known.is_Integer:
+            raise Unwritable
+        size = self._call(behind, aten.sym_size.int, source, dim)
+        return self._call(behind, operator.sub, size, int(known))
 
     def _take(self, source: Node, index: Node, dim: int, before: Node) -> Node:
         return self._call(before, aten.index.Tensor, source, [None] * dim + [index])
 
-    def _take_merged(self, source: Node, index: Node, extent: _Extent, labels: Sequence[Label]) -> Node:
+    def _take_merged(
+        self, source: Node, gather: Gather, extent: _Extent, labels: Sequence[Label], behind: Node
+    ) -> Node:
         """Through [any, tokens, elements of a token] where the tokens share a dimension or have several."""
         inner = self._known.find(tuple(label.inner for label in labels))
         if inner is None:
             raise Unwritable
         shape = [self._node(expression_of(size)) for size in tensor_of(source).shape]
-        before = self._behind(source, index)
-        opened = self._call(before, aten.reshape.default, source, [-1, self._node(extent.tokens), self._node(inner)])
-        taken = self._take(opened, index, 1, before)
-        return self._call(before, aten.reshape.default, taken, shape)
+        sizes = [-1, self._node(extent.tokens), self._node(inner)]
+        opened = self._call(behind, aten.reshape.default, source, sizes)
+        taken = self._take(opened, self._index(opened, gather, extent, 1, behind), 1, behind)
+        return self._call(behind, aten.reshape.default, taken, shape)
 
     def _call(self, before: Node, target: Any, *args: Any) -> Node:
         with self._graph.inserting_before(before):
