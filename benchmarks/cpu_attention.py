@@ -24,8 +24,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from jenga_compile.bench.environment import environment
 from jenga_compile import kernels
+from jenga_compile.bench.environment import environment
 from jenga_compile.block_mask import Adjacency, adjacency
 from jenga_compile.config import CurveKind
 from jenga_compile.curve import curve_order

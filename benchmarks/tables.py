@@ -26,6 +26,7 @@ def numbers() -> str:
         *_cpu_attention(_result("cpu_attention")),
         *_closeness(_result("zoo_carving")),
         *_judge(_result("zoo_judge")),
+        *_compile(_result("compile")),
     ]
     return "\n".join(["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]) + "\n"
 
@@ -78,6 +79,20 @@ def _judge(result: Any) -> list[tuple[str, str]]:
         (
             "packaged model's dense clips (guidance 3) in which a classifier reads what the prompt said",
             ", ".join(found.values()),
+        )
+    ]
+
+
+def _compile(result: Any) -> list[tuple[str, str]]:
+    """Shares within one process, since seconds of a shared machine are no results."""
+    layers = sum(result["depth"].values())
+    shares = {}
+    for name, (run, *_) in ((name, result["runs"]["jenga"][name]) for name in ("cold", "warm")):
+        shares[name] = sum(run["passes"].values()) / run["compile_s"]
+    return [
+        (
+            f"the passes' share of compiling {result['model']}, {layers} layers at narrow width, Inductor on a CPU",
+            ", ".join(f"{share:.1%} {name}" for name, share in shares.items()),
         )
     ]
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from jenga_compile.bench.environment import environment
 from jenga_compile.backend import jenga
+from jenga_compile.bench.environment import environment
 from jenga_compile.media import Frames, contact_sheet, psnr, write_image
 from jenga_compile.report import Report
 from jenga_compile.zoo.pipeline import ToyVideoPipeline

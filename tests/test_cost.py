@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jenga_compile.config import Carving
 from jenga_compile.cost import expected_keep
@@ -37,6 +38,13 @@ def test_more_kept_is_more_seen_and_never_less_than_keep(adjacency: bool) -> Non
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     assert all(keep <= share <= 1.0 for keep, share in zip(keeps, shares, strict=True))
+
+
+def test_it_can_be_asked_while_a_graph_is_compiled() -> None:
+    grid = TokenGrid(6, 13, 11)
+    with FakeTensorMode():
+        inside = expected_keep(grid, "gilbert", Carving(keep=0.3))
+    assert inside == expected_keep(grid, "gilbert", Carving(keep=0.3))
 
 
 def test_without_adjacency_a_rows_share_is_what_is_kept() -> None:

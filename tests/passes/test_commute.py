@@ -242,7 +242,7 @@ def test_candidates_lead_where_needs_lead_back() -> None:
                     continue
                 for source, need in (asked or {}).items():
                     try:
-                        found += any(candidate == label for candidate in candidates(node, source, need, {}))
+                        found += any(candidate == label for candidate in candidates(node, source, need))
                     except Cut:
                         continue
     assert found > 1000

@@ -17,6 +17,7 @@ from tests.passes.aten_graphs import Stopped, stopped_before
 from tests.passes.plain_dit import Block, PlainDiT, latents, prompt
 from tests.toys import TOYS, Toy
 
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 EVERYTHING = {"keep": 1.0, "min_blocks": 2}
 HOISTED = {
     "hunyuan": (5, 1),

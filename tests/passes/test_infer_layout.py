@@ -71,7 +71,7 @@ class CrossOfEqualLength(nn.Module):
 def test_cross_attention_of_equal_length_is_left() -> None:
     (site,) = sites(CrossOfEqualLength(nn.Identity()), torch.randn(2, 4, 3, 8, 6), torch.randn(2, 144, 4)).sites
     assert site.decision == "left"
-    assert site.reason.startswith("no grid")
+    assert site.reason.startswith("cross-attention: only the queries lie on the grid")
 
 
 class TwoGrids(nn.Module):

@@ -48,10 +48,6 @@ STAYS_AWAY: dict[str, tuple[Call, str]] = {
         lambda q, k, v: torch.vmap(lambda x: sdpa(x, x, x))(q[:, None]),
         "inside a torch.func transform",
     ),
-    "additive_mask": (
-        lambda q, k, v: sdpa(q.bfloat16(), k.bfloat16(), v.bfloat16(), q[0, 0] @ k[0, 0].mT),
-        "additive mask of torch.float32",
-    ),
     "three_dimensions": (lambda q, k, v: sdpa(q[:, 0], k[:, 0], v[:, 0]), "3 dimensions: expected [batch"),
 }
 

@@ -117,7 +117,8 @@ class LayoutProof:
         tokens = shape_of(query)[2]
         facts = [self._walk(node) for node in (query, key)]
         proven = [_proven(fact, tokens) for fact in facts]
-        if (proven[0] is None) != (proven[1] is None):
+        blind = [layout is None and not any(map(_shows, fact)) for layout, fact in zip(proven, facts, strict=True)]
+        if any(proven) and any(blind):
             side = "queries" if proven[1] is None else "keys"
             raise CrossAttention(f"cross-attention: only the {side} lie on the grid {proven[0] or proven[1]}")
         return _agreed(*(_read(fact, tokens) for fact in facts))
@@ -239,10 +240,15 @@ def _slid_over(digits: list[Digit], node: Node) -> Grid | None:
     return before[0].size if before else 1, shape[-2], shape[-1]
 
 
+def _shows(fact: Factored) -> bool:
+    """Whether a fact says anything of a grid, or of what was not seen of one."""
+    return len(fact.factors) > 1 or fact.grid is not None or fact == _CUT_SHORT
+
+
 def _read(facts: frozenset[Factored], tokens: int) -> Layout:
     if _CUT_SHORT in facts:
         raise Unproven(f"no grid: the graph shows a tensor of these {tokens} tokens at more than {_MOST_AXES} offsets")
-    shown = [fact for fact in facts if len(fact.factors) > 1 or fact.grid is not None]
+    shown = [fact for fact in facts if _shows(fact)]
     if not shown:
         raise Unproven(f"no grid: nothing in the graph splits these {tokens} tokens into frames, rows and columns")
     best = max(shown, key=lambda fact: (fact.grid is not None, fact.stop - fact.start, -fact.start))

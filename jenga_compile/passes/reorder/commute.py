@@ -155,7 +155,7 @@ _ALONG_TOKENS: dict[Any, Callable[[Node, Label, Place, Known], Needs | None]] = 
 }
 
 
-def candidates(node: Node, source: Node, label: Label, known: Known) -> Iterator[Label]:
+def candidates(node: Node, source: Node, label: Label) -> Iterator[Label]:
     """What `node`'s output may be if its input `source` is permuted as `label` says; `needs` has the last word.
 
     Raises:

@@ -160,7 +160,7 @@ class _Planner:
         label = self._labels[source]
         found: list[Label] = []
         try:
-            for candidate in candidates(node, source, label, self._labels):
+            for candidate in candidates(node, source, label):
                 asked = needs(node, candidate, self._labels)
                 if asked is not None and asked.get(source) == label:
                     found.append(candidate)
@@ -185,7 +185,8 @@ class _Planner:
                 own = [
                     source for source in asked if source in self._labels and not self._undone_elsewhere(source, node)
                 ]
-                if _elements(own) <= _elements([node]):
+                saved = _elements([node]) - _elements(own)
+                if saved > 0 or (saved == 0 and is_view(node)):
                     self._forget(node)
 
     def _is_only_undone(self, node: Node) -> bool:

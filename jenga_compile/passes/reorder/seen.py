@@ -88,6 +88,8 @@ class Seen:
         if node not in self._states or self.dim(node) != dim:
             return fixed(tokens)
         runs = self.sequence(node)
+        if tokens_of(runs) != tokens and not is_permuted(runs):
+            return fixed(tokens)
         if tokens_of(runs) != tokens:
             raise Fault(f"{node.name} has sequences of {tokens_of(runs)} tokens, not of {tokens}")
         return runs
