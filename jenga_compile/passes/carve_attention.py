@@ -100,7 +100,7 @@ def _rewrite(site: Node, sizes: list[Any], how: tuple[Any, ...], number: int, *,
     query, key, value, mask, scale, _ = site.args
     graph = site.graph
     with graph.inserting_before(site):
-        keys = _flat(graph, mask, site) if isinstance(mask, Node) else None
+        keys = _flat(graph, mask) if isinstance(mask, Node) else None
         carved = graph.call_function(CARVED, (query, key, value, keys, *sizes, *how, scale, False, told))
     # `eager_input_vals` describes the arguments of the operator that was replaced; Inductor matches it to ours.
     carved.meta = {name: value for name, value in site.meta.items() if name != "eager_input_vals"}
@@ -109,7 +109,7 @@ def _rewrite(site: Node, sizes: list[Any], how: tuple[Any, ...], number: int, *,
     graph.erase_node(site)
 
 
-def _flat(graph: Graph, mask: Node, site: Node) -> Node:
+def _flat(graph: Graph, mask: Node) -> Node:
     """The key mask [B, L] of a mask [B or 1, 1, 1, L]."""
     flat = graph.call_function(aten.squeeze.dims, (mask, [1, 2]))
     flat.meta["val"] = tensor_of(mask).squeeze((1, 2))

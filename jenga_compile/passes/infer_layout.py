@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import sympy
 from torch.fx import GraphModule, Node
 
-from jenga_compile.config import BLOCK, Carving
+from jenga_compile.config import Carving
+from jenga_compile.passes.eligibility import short
 from jenga_compile.passes.graph import graphs_of, is_data_dependent, tensor_of
 from jenga_compile.passes.layout.proof import CrossAttention, Layout, LayoutProof, Unproven
 from jenga_compile.passes.ledger import Ledger
@@ -67,16 +68,15 @@ def _is_short(site: Node, ledger: Ledger) -> bool:
     assert isinstance(number, int)
     size = tensor_of(site).shape[2]
     carving = ledger.options.carving
-    short = not is_data_dependent(site) and at_most(size, carving.longest_short)
-    if short:
+    is_short = not is_data_dependent(site) and at_most(size, carving.longest_short)
+    if is_short:
         ledger.settle(number, **short_site(hint_of(size), "tokens", carving))
-    return short
+    return is_short
 
 
 def short_site(tokens: int, what: str, carving: Carving) -> dict[str, object]:
     """Entry of a site that is too short to be carved."""
-    reason = f"short: {tokens} {what} are fewer than min_blocks={carving.min_blocks} blocks of {BLOCK}"
-    return {"reason": reason, "intended": False}
+    return {"reason": short(tokens, what, carving), "intended": False}
 
 
 def _infer(gm: GraphModule, sites: list[Node], ledger: Ledger) -> None:

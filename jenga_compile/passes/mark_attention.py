@@ -5,9 +5,9 @@ After    out: [B, H, L, D] = jenga::attention(q, k, v, mask, scale, 7)          
 
 Legal because the operator is the same function on the same arguments; it only stays visible below AOTAutograd. What
 autocast would cast is cast in the graph, and the output keeps the memory format that later views rely on.
-Fires on   self-attention in shape: as many keys as queries, four dimensions; a mask, if any, is boolean.
-Leaves     cross-attention, causal, grouped-query, broadcast, dropout, additive masks, gradients, sizes that depend on
-           data, transformed functions; each is entered with its reason.
+Fires on   self-attention in shape: as many keys as queries, four dimensions; under any mask.
+Leaves     cross-attention, causal, grouped-query, broadcast, dropout, gradients, transformed functions, sizes but the
+           number of tokens that depend on data; each is entered with its reason.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from jenga_compile.passes.eligibility import HANGS_ON_DATA, not_inference
 from jenga_compile.passes.graph import graphs_of, is_unbacked, module_path, sizes_of, tensor_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
@@ -65,11 +66,10 @@ def check(node: Node, call: dict[str, Any]) -> str | None:
     """Why a call cannot be carved, as far as the call itself shows; None if it may be."""
     query, key, value = (tensor_of(call[name]) for name in ("query", "key", "value"))
     if any(_hangs_on_data(tensor) for tensor in (query, key, value)):
-        return "a size that depends on data"
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor_of(node)):
-        return "inside a torch.func transform"
-    if tensor_of(node).requires_grad:
-        return "gradients required: carving is inference only, run the model under torch.no_grad()"
+        return HANGS_ON_DATA
+    rejection = not_inference(tensor_of(node))
+    if rejection is not None:
+        return rejection
     if query.dim() != 4:
         return f"{query.dim()} dimensions: expected [batch, heads, tokens, head_dim]"
     if call["is_causal"]:

@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.amp.autocast_mode import _enter_autocast
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from jenga_compile.config import BLOCK, Carving
+from jenga_compile.config import Carving
 from jenga_compile.kernels.dispatch import without_autocast
-from jenga_compile.passes.graph import graphs_of, is_data_dependent, tensor_of
+from jenga_compile.passes.eligibility import not_meant, not_rewritable
+from jenga_compile.passes.graph import graphs_of, tensor_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.written.layer import ENCODER, FUNCTION, KEYS, NATIVE, AttentionLayer, read_layer
 
@@ -50,21 +50,10 @@ def open_attention_layers(gm: GraphModule, ledger: Ledger) -> None:
 
 def check(layer: AttentionLayer, carving: Carving) -> str | None:
     """Why a layer is not opened; None if it is."""
-    if any(map(is_data_dependent, layer.tensors)):
-        return "a size that depends on data"
-    if torch._C._functorch.is_functorch_wrapped_tensor(layer.out):
-        return "inside a torch.func transform"
-    if not isinstance(layer.out, FakeTensor):
-        return f"a tensor subclass: {type(layer.out).__name__}"
-    if layer.out.requires_grad:
-        return "gradients required: carving is inference only, run the model under torch.no_grad()"
     queries, keys = (tensor_of(tensor).shape[layer.tokens] for tensor in layer.tensors[:2])
-    sizes = layer.sizes()
-    if not statically_known_true(queries == keys):
-        apart = "" if sizes["queries"] != sizes["keys"] else ", as many only by chance"
-        return f"cross-attention: {sizes['queries']} queries, {sizes['keys']} keys{apart}"
-    if carving.is_short(sizes["queries"]):
-        return f"short: {sizes['queries']} tokens are fewer than min_blocks={carving.min_blocks} blocks of {BLOCK}"
+    rejection = not_rewritable(layer.tensors, layer.out) or not_meant(queries, keys, carving)
+    if rejection is not None:
+        return rejection
     if layer.name != ENCODER and not _is_only_result(layer.node):
         return "need_weights: the weights are asked for"
     return _check_function(layer.given) if layer.name == FUNCTION else _check_native(layer)

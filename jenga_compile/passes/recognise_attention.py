@@ -27,9 +27,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from jenga_compile.config import BLOCK, Carving
+from jenga_compile.config import Carving
 from jenga_compile.kernels.dispatch import without_autocast
-from jenga_compile.passes.graph import graphs_of, is_data_dependent, tensor_of
+from jenga_compile.passes.eligibility import not_meant, not_rewritable
+from jenga_compile.passes.graph import graphs_of, tensor_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.sizes import hint_of
 from jenga_compile.passes.written.attention import (
@@ -59,21 +60,12 @@ def recognise_attention(gm: GraphModule, ledger: Ledger) -> None:
 
 def check(written: WrittenAttention, carving: Carving) -> str | None:
     """Why an attention that could be one call is not made one; None if it is."""
-    if any(is_data_dependent(operand.node) for operand in (written.query, written.key, written.value)):
-        return "a size that depends on data"
     out = tensor_of(written.out.node)
-    if torch._C._functorch.is_functorch_wrapped_tensor(out):
-        return "inside a torch.func transform"
-    if not isinstance(out, FakeTensor):
-        return f"a tensor subclass: {type(out).__name__}"
-    if out.requires_grad:
-        return "gradients required: carving is inference only, run the model under torch.no_grad()"
-    queries, keys = _size(written.query, written.queries), _size(written.key, written.scores.keys)
-    if not statically_known_true(queries == keys):
-        apart = "" if hint_of(queries) != hint_of(keys) else ", as many only by chance"
-        return f"cross-attention: {hint_of(queries)} queries, {hint_of(keys)} keys{apart}"
-    if carving.is_short(hint_of(queries)):
-        return f"short: {hint_of(queries)} tokens are fewer than min_blocks={carving.min_blocks} blocks of {BLOCK}"
+    inputs = (operand.node for operand in (written.query, written.key, written.value))
+    sizes = _size(written.query, written.queries), _size(written.key, written.scores.keys)
+    rejection = not_rewritable(inputs, out) or not_meant(*sizes, carving)
+    if rejection is not None:
+        return rejection
     if _dtype(written) != out.dtype and _is_autocast(written.out.node):
         return f"{_dtype(written)} scores and {out.dtype} values under autocast"
     return None
