@@ -8,10 +8,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from jenga_compile.block_mask import Adjacency, Everything, Mask, Own, split
+from jenga_compile.block_mask import Condition, Mask, Own, Split, split_carving
 from jenga_compile.config import BLOCK, Carving
 from jenga_compile.curve import AnyCurve
 from jenga_compile.grid import TokenGrid
+
+_ITSELF = Own() | Condition()
+"""What every query block sees. It is taken to be among those that importance chooses."""
 
 
 def expected_keep(grid: TokenGrid, curve: AnyCurve, carving: Carving) -> float:
@@ -20,21 +23,16 @@ def expected_keep(grid: TokenGrid, curve: AnyCurve, carving: Carving) -> float:
     What `keep` chooses is joined with the blocks that are always seen, as if the two were independent. They are not
     quite: where a query block's most important blocks are its neighbours, it is less. The cutoff can only add to it.
     """
-    keep, always, allowed = _parts(carving)
-    if always == Own():
-        return _kept(keep, grid.blocks())
-    return _joined(grid, curve, _kept(keep, grid.blocks()), always, allowed)
+    parts = split_carving(carving)
+    kept = _kept(_keep(parts, carving), grid.blocks())
+    return kept if parts.always == _ITSELF else _joined(grid, curve, kept, parts.always, parts.allowed)
 
 
-def _parts(carving: Carving) -> tuple[float, Mask, Mask]:
-    """What importance keeps, what is always seen, and what importance may choose from."""
-    keep = carving.keep if carving.knobs is None else carving.knobs.keep
-    if carving.blocks is None:
-        return keep, Adjacency() if carving.adjacency else Own(), Everything()
-    parts = split(carving.blocks)
+def _keep(parts: Split, carving: Carving) -> float:
+    """Least share of the video blocks that importance chooses."""
     if parts.importance is None:
-        return 0.0, parts.always, parts.allowed
-    return (parts.importance.keep if carving.knobs is None else keep), parts.always, parts.allowed
+        return 0.0
+    return parts.importance.keep if carving.knobs is None else carving.knobs.keep
 
 
 def _kept(keep: float, blocks: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ import torch
 
 from jenga_compile.config import Carving, CurveKind
 from jenga_compile.cost import expected_keep
-from jenga_compile.errors import OptionsAtOdds, OutOfRange, OutputFolderMissing, OutputIsFolder
+from jenga_compile.errors import OptionsAtOdds, OutOfRange
 from jenga_compile.explanation import explain
+from jenga_compile.files import check_writable
 from jenga_compile.grid import TokenGrid
 from jenga_compile.models.catalogue import find_model
 from jenga_compile.models.entry import Entry
@@ -55,7 +55,7 @@ class Request:
                 self.entry.sizes(*self.entry.scaled(*self.pixels, stage.scale), self.count)
         _ = self.carving
         if self.json is not None and str(self.json) != "-":
-            _check_writable(self.json)
+            check_writable(self.json)
 
     @property
     def entry(self) -> Entry:
@@ -181,13 +181,6 @@ def forecast(request: Request) -> Forecast:
         grid = request.entry.sizes(*pixels, request.count).grid
         stages.append(Stage(pixels, grid, carving, calls, reports[pixels]))
     return Forecast(request, parameters, tuple(stages))
-
-
-def _check_writable(path: Path) -> None:
-    if path.is_dir():
-        raise OutputIsFolder(path=str(path))
-    if not os.access(path.parent, os.W_OK):
-        raise OutputFolderMissing(path=str(path), folder=str(path.parent))
 
 
 def _stages(request: Request) -> Iterator[tuple[float, Carving, int]]:

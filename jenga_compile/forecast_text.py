@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Collection, Sequence
 
+from jenga_compile.files import write_text
 from jenga_compile.forecast import Forecast, Request, Stage, forecast
 from jenga_compile.models.catalogue import CATALOGUE
 from jenga_compile.presets import STEPS
@@ -21,7 +22,7 @@ def run(request: Request) -> str:
         return as_text(made)
     if str(request.json) == "-":
         return made.to_json()
-    request.json.write_text(made.to_json() + "\n")
+    write_text(request.json, made.to_json() + "\n")
     return f"{as_text(made)}\n\nwrote {request.json}"
 
 

@@ -18,7 +18,8 @@ from jenga_compile.errors import (
     OutOfRange,
     PromptEmpty,
 )
-from jenga_compile.media import Frames, all_or_none, check_output, contact_sheet, encode, psnr, write_image
+from jenga_compile.files import all_or_none
+from jenga_compile.media import Frames, check_output, contact_sheet, encode, psnr, write_image
 from jenga_compile.report import Report
 
 if TYPE_CHECKING:

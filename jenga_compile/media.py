@@ -5,26 +5,17 @@ Frames are uint8 [T, H, W, 3], RGB.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import os
-import stat
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from jenga_compile.errors import (
-    OutputFolderMissing,
-    OutputIsFolder,
-    OutputUnusable,
-    UnknownVideoFormat,
-    VideoNotWritten,
-)
+from jenga_compile.errors import UnknownVideoFormat, VideoNotWritten
+from jenga_compile.files import all_or_none, check_writable
 
 Frames = npt.NDArray[np.uint8]
 
@@ -37,26 +28,11 @@ def check_output(path: Path) -> None:
 
     Raises:
         UnknownVideoFormat: the suffix is none of `FORMATS`.
-        OutputUnusable: no file can have this name, or what has it is no file.
-        OutputIsFolder: there is a folder of this name.
-        OutputFolderMissing: the folder does not exist, or cannot be written to.
+        OutputUnusable, OutputIsFolder, OutputFolderMissing: as `check_writable`.
     """
     if path.suffix.lower() not in FORMATS:
         raise UnknownVideoFormat(path=str(path), found=path.suffix or "no suffix", formats=", ".join(FORMATS))
-    try:
-        target = path.resolve()
-        kind = target.stat().st_mode if target.exists() else stat.S_IFREG
-    except (OSError, RuntimeError, ValueError) as error:
-        raise OutputUnusable(path=str(path), why=getattr(error, "strerror", None) or error) from error
-    if stat.S_ISDIR(kind):
-        raise OutputIsFolder(path=str(path))
-    if not stat.S_ISREG(kind):
-        raise OutputUnusable(path=str(path), why="it is no regular file")
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise OutputFolderMissing(path=str(path), folder=str(path.parent)) from error
+    check_writable(path)
 
 
 def write_video(path: Path, frames: Frames, *, fps: int = 12, scale: int = 1) -> None:
@@ -156,32 +132,3 @@ def _write_gif(path: Path, frames: Frames, fps: int) -> None:
     durations = [10 * (later - earlier) for earlier, later in itertools.pairwise(marks)]
     options: dict[str, Any] = {"format": "GIF", "save_all": True, "append_images": rest, "loop": 0}
     first.save(path, duration=durations, **options)
-
-
-@contextlib.contextmanager
-def all_or_none(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Temporary siblings that take the names `paths` together on success, and are removed on failure.
-
-    A link is followed; a file that is replaced hands on its permissions.
-    """
-    targets = [path.resolve() for path in paths]
-    partials: list[Path] = []
-    try:
-        for target in targets:
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".jenga.", suffix=target.suffix)
-            os.close(handle)
-            partials.append(Path(name))
-        yield partials
-        for partial, target in zip(partials, targets, strict=True):
-            partial.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())
-        for partial, target in zip(partials, targets, strict=True):
-            partial.replace(target)
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -16,13 +16,12 @@ from jenga_compile.bench.compile import BACKENDS, CACHES, GOAL, Request, Result
 from jenga_compile.bench.compile_process import AFTERWARDS, Record, Task, measure
 from jenga_compile.bench.compile_text import as_text
 from jenga_compile.bench.environment import environment
-from jenga_compile.cli import BAD_INPUT
 from jenga_compile.errors import BenchFailed
 from jenga_compile.forecast_text import WIDTH
 from jenga_compile.models.catalogue import CATALOGUE
 from jenga_compile.models.entry import Entry
 from jenga_compile.passes import PIPELINE
-from tests.test_cli import exit_code
+from tests.command import assert_refused, exit_code
 
 SIZES = ((48, 64), (56, 80))
 
@@ -93,12 +92,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, text = BAD[name]
-    assert exit_code(["bench", *arguments]) == BAD_INPUT
-    captured = capsys.readouterr()
-    assert text in captured.err
-    assert len(captured.err.strip().splitlines()) == 1
-    assert captured.out == ""
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(["bench", *arguments], text, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("entry", CATALOGUE.values(), ids=lambda entry: entry.name)

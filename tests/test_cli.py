@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jenga_compile.cli import BAD_INPUT, INTERRUPTED, main
+from jenga_compile.cli import BAD_INPUT, INTERRUPTED
+from tests.command import assert_refused, exit_code
 
 PROMPT = "a fox moving left on a sky blue background"
 
@@ -45,12 +46,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     arguments, text = BAD[name]
     output = [] if "-o" in arguments else ["-o", "clip.mp4"]
-    assert exit_code(["generate", *arguments, *output]) == BAD_INPUT
-    captured = capsys.readouterr()
-    assert text in captured.err
-    assert len(captured.err.strip().splitlines()) == 1
-    assert captured.out == ""
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(["generate", *arguments, *output], text, tmp_path, capsys)
 
 
 def test_no_verb_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +143,7 @@ def test_a_report_that_cannot_be_printed(redirect: str, code: int, said: str) ->
 
 def test_being_told_to_terminate_cleans_up(tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys, jenga_compile.generate as g; from jenga_compile.media import all_or_none\n"
+        "import os, signal, sys, jenga_compile.generate as g; from jenga_compile.files import all_or_none\n"
         "def slow(request):\n"
         "    with all_or_none(request.files):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -180,10 +176,3 @@ def test_a_seed_reproduces_the_file(tmp_path: Path) -> None:
     for file in files:
         assert exit_code(["generate", PROMPT, "-o", str(file), "--steps", "1", "--size", "32", "--seed", "7"]) == 0
     assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def exit_code(arguments: list[str]) -> int:
-    try:
-        return main(arguments)
-    except SystemExit as exit:
-        return int(exit.code or 0)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from jenga_compile import forecast_text
-from jenga_compile.cli import BAD_INPUT
 from jenga_compile.config import Carving
 from jenga_compile.forecast import Forecast, Request, Stage, forecast
 from jenga_compile.forecast_text import WIDTH, as_text, group
@@ -16,7 +15,7 @@ from jenga_compile.grid import TokenGrid
 from jenga_compile.models.catalogue import CATALOGUE
 from jenga_compile.models.entry import Entry
 from jenga_compile.report import Report, Site, amount
-from tests.test_cli import exit_code
+from tests.command import assert_refused, exit_code
 
 JOINT = {"hunyuan-video", "hunyuan-video-i2v-concat", "hunyuan-video-i2v-replace", "toy", "cogvideox-2b", "sd3-medium"}
 JOINT |= {"cogvideox-5b", "cogvideox1.5-5b", "sd3.5-medium", "sd3.5-large", "qwen-image", "flux-dev"}
@@ -58,12 +57,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, text = BAD[name]
-    assert exit_code(["explain", *arguments]) == BAD_INPUT
-    captured = capsys.readouterr()
-    assert text in captured.err
-    assert len(captured.err.strip().splitlines()) == 1
-    assert captured.out == ""
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(["explain", *arguments], text, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("entry", ONE_A_CALL.values(), ids=lambda entry: entry.name)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jenga_compile import errors, media
+from jenga_compile import errors, files, media
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
 
@@ -54,7 +54,7 @@ def test_an_mp4_reads_back_close_to_what_was_written(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     script = (
         "import resource, sys, numpy as np; from pathlib import Path\n"
-        "from jenga_compile import errors, media\n"
+        "from jenga_compile import errors, files, media\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "frames = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)\n"
         "try:\n    media.write_video(Path(sys.argv[1]), frames)\n"
@@ -71,14 +71,14 @@ def test_several_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
 
     def fail() -> None:
-        with media.all_or_none(paths) as partials:
+        with files.all_or_none(paths) as partials:
             partials[0].write_text("a")
             raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError, match="half way"):
         fail()
     assert list(tmp_path.iterdir()) == []
-    with media.all_or_none(paths) as partials:
+    with files.all_or_none(paths) as partials:
         for partial in partials:
             partial.write_text("whole")
     assert sorted(tmp_path.iterdir()) == paths

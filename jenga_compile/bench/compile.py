@@ -21,7 +21,8 @@ from typing import Literal, get_args
 
 from jenga_compile.bench.compile_process import CARVING, THREADS, Backend, Record, Task
 from jenga_compile.bench.environment import environment
-from jenga_compile.errors import BenchFailed, OutOfRange, OutputFolderMissing, OutputIsFolder
+from jenga_compile.errors import BenchFailed, OutOfRange
+from jenga_compile.files import check_writable
 from jenga_compile.models.catalogue import find_model
 from jenga_compile.models.entry import Entry
 from jenga_compile.models.narrow import narrow
@@ -68,10 +69,8 @@ class Request:
                 expected=f"[1, {self.entry.layers}]",
                 way_out="Leave it out for full depth.",
             )
-        if self.json is not None and self.json.is_dir():
-            raise OutputIsFolder(path=str(self.json))
-        if self.json is not None and not os.access(self.json.parent, os.W_OK):
-            raise OutputFolderMissing(path=str(self.json), folder=str(self.json.parent))
+        if self.json is not None:
+            check_writable(self.json)
 
     @property
     def entry(self) -> Entry:

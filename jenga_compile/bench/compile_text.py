@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jenga_compile.bench.compile import BACKENDS, CACHES, GOAL, SHALLOW, Request, Result, measure
 from jenga_compile.bench.compile_process import THREADS, Record
+from jenga_compile.files import write_text
 from jenga_compile.forecast_text import table
 
 
@@ -12,7 +13,7 @@ def run(request: Request) -> str:
     made = measure(request)
     if request.json is None:
         return as_text(made)
-    request.json.write_text(made.to_json() + "\n")
+    write_text(request.json, made.to_json() + "\n")
     return f"{as_text(made)}\n\nwrote {request.json}"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from jenga_compile.block_mask import Adjacency, Condition, Own, split
+from jenga_compile.block_mask import Importance, split_carving
 from jenga_compile.config import Carving
 from jenga_compile.cost import expected_keep
 from jenga_compile.grid import TokenGrid
@@ -58,7 +58,10 @@ def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> 
     if None in arguments:
         return {"reason": "the sizes of its grid are computed inside the graph"}
     curve = carving.curve or recipe_for(module_classes(site)).curve
-    _rewrite(site, arguments, (curve, [], _blocks(carving), _knobs(carving)), number, told=layout.from_context)
+    parts = split_carving(carving)
+    blocks = static_masks.register(static_masks.StaticMasks(parts.always, parts.allowed))
+    how: tuple[Any, ...] = (curve, [], blocks, _knobs(carving, parts.importance))
+    _rewrite(site, arguments, how, number, told=layout.from_context)
     found = layout.at(example)
     density = expected_keep(TokenGrid(*found.grid), curve, carving)
     return {"decision": "carved", "reason": _recognised(found), "curve": curve, "density": density}
@@ -74,26 +77,17 @@ def is_key_mask(mask: Node) -> bool:
     )
 
 
-def _knobs(carving: Carving) -> int:
+def _knobs(carving: Carving, importance: Importance | None) -> int:
     if carving.knobs is not None:
         return knobs.register(carving.knobs)
-    importance = split(carving.blocks).importance if carving.blocks is not None else None
-    if importance is not None:
-        return _fixed_knobs(importance.keep, importance.cutoff)
-    return _fixed_knobs(carving.keep, carving.cutoff)
+    source = carving if importance is None else importance
+    return _fixed_knobs(source.keep, source.cutoff)
 
 
 @functools.cache
 def _fixed_knobs(keep: float, cutoff: float) -> int:
     """Equal settings share a handle, so that the graph, Inductor's cache key, does not depend on history."""
     return knobs.register(knobs.Knobs(keep=keep, cutoff=cutoff))
-
-
-def _blocks(carving: Carving) -> int:
-    if carving.blocks is None:
-        return static_masks.register(static_masks.StaticMasks(Adjacency() if carving.adjacency else Own()))
-    parts = split(carving.blocks | Condition())
-    return static_masks.register(static_masks.StaticMasks(parts.always, parts.allowed))
 
 
 def _rewrite(site: Node, sizes: list[Any], how: tuple[Any, ...], number: int, *, told: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +20,8 @@ from jenga_compile.backend import jenga
 from jenga_compile.config import Carving, Options
 from jenga_compile.passes.enter_other_attention import enter_other_attention
 from jenga_compile.passes.ledger import Ledger
-from jenga_compile.passes.mark_attention import mark_attention
 from jenga_compile.passes.open_attention_layers import open_attention_layers
+from tests.passes.dynamo_graphs import Outcome, after_pass
 from tests.tolerance import assert_rounding
 
 Call = Callable[..., Any]
@@ -70,47 +69,8 @@ class Layer(nn.Module):
         return self.call(self.attn, *inputs)
 
 
-@dataclasses.dataclass
-class Outcome:
-    gm: GraphModule
-    ledger: Ledger
-    before: str
-    after: str
-    stride: tuple[int, ...]
-    """Strides of the first output as it was traced."""
-
-    out: Any
-
-    @property
-    def calls(self) -> int:
-        return len(self.gm.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention))
-
-
 def opened(model: nn.Module, *inputs: Tensor, min_blocks: int = 2, grad: bool = False) -> Outcome:
-    """The graph of `model` after the pass, run."""
-    torch._dynamo.reset()
-    found: list[Outcome] = []
-
-    def backend(gm: GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
-        ledger = Ledger(Options(carving=Carving(min_blocks=min_blocks)))
-        before = str(gm.graph)
-        stride = gm.graph.output_node().args[0][0].meta["example_value"].stride()
-        open_attention_layers(gm, ledger)
-        gm.graph.lint()
-        found.append(Outcome(gm, ledger, before, str(gm.graph), stride, None))
-        return gm.forward
-
-    with torch.set_grad_enabled(grad):
-        out = torch.compile(model, backend=backend, fullgraph=True)(*inputs)
-    (outcome,) = found
-    return dataclasses.replace(outcome, out=out)
-
-
-def entered(outcome: Outcome) -> list[str]:
-    """Reasons in the ledger after the other passes of this level."""
-    mark_attention(outcome.gm, outcome.ledger)
-    enter_other_attention(outcome.gm, outcome.ledger)
-    return [site.reason for site in outcome.ledger.report().sites]
+    return after_pass(open_attention_layers, model, *inputs, min_blocks=min_blocks, grad=grad)
 
 
 def double(value: Tensor) -> Tensor:
@@ -121,7 +81,7 @@ def check(model: nn.Module, *inputs: Tensor) -> Outcome:
     """The pass fires, nothing of the layer is left, and the numbers are as near to the truth as eager's."""
     model.eval()
     outcome = opened(model, *inputs)
-    assert outcome.calls == 1, entered(outcome)
+    assert outcome.calls == 1, outcome.reasons()
     assert not any(name in outcome.after for name in LAYERS)
     with torch.no_grad():
         eager = model(*inputs)
@@ -336,7 +296,7 @@ def test_autocast(inside: bool) -> None:
 def test_in_the_body_of_a_checkpoint() -> None:
     model = Layer(lambda attn, x: checkpoint(lambda x: itself(attn, x), x, use_reentrant=False), batch_first=True)
     outcome = opened(model.eval(), tokens())
-    assert entered(outcome) == ["the compiler removed the call"]
+    assert outcome.reasons() == ["the compiler removed the call"]
     with torch.no_grad():
         eager, truth = model(tokens()), itself(model.attn.double(), tokens().double())
     assert_rounding(outcome.out, truth, eager, eager)
@@ -349,7 +309,7 @@ def test_later_views_find_the_strides_they_were_traced_with() -> None:
 
 def test_the_path_is_that_of_the_layer() -> None:
     outcome = opened(Layer(itself, batch_first=True).eval(), tokens())
-    entered(outcome)
+    outcome.reasons()
     (site,) = outcome.ledger.report().sites
     assert site.path == "attn"
     assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (BATCH, HEADS, TOKENS, TOKENS, 8)
@@ -404,7 +364,7 @@ def test_what_is_more_than_self_attention_is_left_with_its_reason(name: str) -> 
     torch.manual_seed(0)
     outcome = opened(model, x)
     assert outcome.before == outcome.after
-    (found,) = entered(outcome)
+    (found,) = outcome.reasons()
     assert found.startswith(reason)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -419,20 +379,20 @@ def test_short_layers_are_not_touched() -> None:
     for model in (Layer(itself, batch_first=True), Encoder({}, batch_first=True)):
         outcome = opened(model.eval(), tokens(), min_blocks=3)
         assert outcome.before == outcome.after
-        assert entered(outcome) == ["short: 144 tokens are fewer than min_blocks=3 blocks of 128"]
+        assert outcome.reasons() == ["short: 144 tokens are fewer than min_blocks=3 blocks of 128"]
 
 
 def test_gradients_keep_it_as_it_is() -> None:
     outcome = opened(Layer(itself, batch_first=True).eval(), tokens(), grad=True)
     assert outcome.before == outcome.after
-    assert entered(outcome)[0].startswith("gradients required")
+    assert outcome.reasons()[0].startswith("gradients required")
     outcome.out.sum().backward()
 
 
 def test_transformed_functions_are_left() -> None:
     outcome = opened(Layer(lambda attn, x: torch.vmap(lambda one: itself(attn, one))(x)).eval(), tokens())
     assert outcome.before == outcome.after
-    assert entered(outcome) == ["inside a torch.func transform"]
+    assert outcome.reasons() == ["inside a torch.func transform"]
 
 
 def test_sizes_that_depend_on_data_are_left() -> None:
@@ -440,14 +400,14 @@ def test_sizes_that_depend_on_data_are_left() -> None:
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         outcome = opened(model.eval(), tokens())
     assert outcome.before == outcome.after
-    assert entered(outcome) == ["a size that depends on data"]
+    assert outcome.reasons() == ["a size that depends on data"]
 
 
 def test_tensors_of_other_classes_are_left() -> None:
     x = tokens(batch=TOKENS)[:, :BATCH]
     outcome = opened(Layer(itself).eval(), TwoTensor(x, x))
     assert outcome.before == outcome.after
-    assert entered(outcome) == ["a tensor subclass: TwoTensor"]
+    assert outcome.reasons() == ["a tensor subclass: TwoTensor"]
 
 
 class Both(nn.Module):
@@ -523,7 +483,7 @@ def test_every_layer_of_a_graph_is_entered_once() -> None:
         x = F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None])[:, 0]
         return attn(x, x[:, :5], x[:, :5])[0] + weights.mean()
 
-    reasons = entered(opened(Layer(call, batch_first=True).eval(), tokens()))
+    reasons = opened(Layer(call, batch_first=True).eval(), tokens()).reasons()
     assert sorted(reason.split(":")[0] for reason in reasons) == [
         "cross-attention",
         "need_weights",

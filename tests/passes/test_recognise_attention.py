@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from collections.abc import Callable
@@ -17,10 +16,9 @@ from torch.fx import GraphModule
 from jenga_compile import Report
 from jenga_compile.backend import jenga
 from jenga_compile.config import Carving, Options
-from jenga_compile.passes.enter_other_attention import enter_other_attention
 from jenga_compile.passes.ledger import Ledger
-from jenga_compile.passes.mark_attention import mark_attention
 from jenga_compile.passes.recognise_attention import recognise_attention
+from tests.passes.dynamo_graphs import Outcome, after_pass
 from tests.tolerance import assert_rounding, eager_attention
 
 sdpa = F.scaled_dot_product_attention
@@ -57,52 +55,17 @@ class Caller(nn.Module):
         return self.call(*inputs)
 
 
-@dataclasses.dataclass
-class Outcome:
-    gm: GraphModule
-    ledger: Ledger
-    before: str
-    after: str
-    out: Any
-
-    @property
-    def calls(self) -> int:
-        return len(self.gm.graph.find_nodes(op="call_function", target=sdpa))
-
-
 def recognise(call: Call, *inputs: Tensor, min_blocks: int = 2, grad: bool = False, dynamic: bool = False) -> Outcome:
-    """The graph of `call` after the pass, run."""
-    torch._dynamo.reset()
-    found: list[Outcome] = []
-
-    def backend(gm: GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
-        ledger = Ledger(Options(carving=Carving(min_blocks=min_blocks)))
-        before = str(gm.graph)
-        recognise_attention(gm, ledger)
-        gm.graph.lint()
-        found.append(Outcome(gm, ledger, before, str(gm.graph), None))
-        return gm.forward
-
-    with torch.set_grad_enabled(grad):
-        copies = [tensor.detach().clone().requires_grad_(grad) for tensor in inputs]
-        for tensor in copies if dynamic else []:
-            torch._dynamo.mark_dynamic(tensor, 2)
-        out = torch.compile(Caller(call), backend=backend, fullgraph=True)(*copies)
-    (outcome,) = found
-    return dataclasses.replace(outcome, out=out)
-
-
-def entered(outcome: Outcome) -> list[str]:
-    """Reasons in the ledger after the other passes of this level."""
-    mark_attention(outcome.gm, outcome.ledger)
-    enter_other_attention(outcome.gm, outcome.ledger)
-    return [site.reason for site in outcome.ledger.report().sites]
+    copies = [tensor.detach().clone().requires_grad_(grad) for tensor in inputs]
+    for tensor in copies if dynamic else []:
+        torch._dynamo.mark_dynamic(tensor, 2)
+    return after_pass(recognise_attention, Caller(call), *copies, min_blocks=min_blocks, grad=grad)
 
 
 def check(call: Call, q: Tensor, k: Tensor, v: Tensor, truth: Tensor, calls: int = 1) -> Outcome:
     """The pass fires, nothing of the old spelling is left, and the numbers are as near to the truth as eager's."""
     outcome = recognise(call, q, k, v)
-    assert outcome.calls == calls, entered(outcome)
+    assert outcome.calls == calls, outcome.reasons()
     assert "softmax" not in outcome.after
     assert "exp" not in outcome.after.replace("expand", "")
     with torch.no_grad():
@@ -512,7 +475,7 @@ def test_what_is_no_plain_attention_is_left_with_its_reason(name: str) -> None:
     torch.manual_seed(0)
     outcome = recognise(call, q, k, v)
     assert outcome.before == outcome.after
-    reasons = entered(outcome)
+    reasons = outcome.reasons()
     assert len(reasons) == 1
     assert reasons[0].startswith(reason)
     torch.manual_seed(0)
@@ -528,14 +491,14 @@ def test_transformed_functions_are_left() -> None:
 def test_gradients_keep_it_as_it_is() -> None:
     outcome = recognise(PRODUCTS["operator"], *tensors(), grad=True)
     assert outcome.before == outcome.after
-    assert entered(outcome)[0].startswith("gradients required")
+    assert outcome.reasons()[0].startswith("gradients required")
     outcome.out.sum().backward()
 
 
 def test_short_sites_are_not_touched() -> None:
     outcome = recognise(PRODUCTS["operator"], *tensors(), min_blocks=3)
     assert outcome.before == outcome.after
-    assert entered(outcome) == ["short: 144 tokens are fewer than min_blocks=3 blocks of 128"]
+    assert outcome.reasons() == ["short: 144 tokens are fewer than min_blocks=3 blocks of 128"]
 
 
 def test_symbolic_sizes_stay_symbolic() -> None:
@@ -565,7 +528,7 @@ def test_symbolic_sizes_stay_symbolic() -> None:
 def test_lengths_that_are_equal_by_chance_are_left() -> None:
     outcome = recognise(PRODUCTS["operator"], *tensors(), dynamic=True)
     assert outcome.before == outcome.after
-    assert entered(outcome) == ["cross-attention: 144 queries, 144 keys, as many only by chance"]
+    assert outcome.reasons() == ["cross-attention: 144 queries, 144 keys, as many only by chance"]
 
 
 def test_later_views_find_the_strides_they_were_traced_with() -> None:
@@ -626,7 +589,7 @@ def test_every_site_of_a_graph_is_entered_once() -> None:
         return PRODUCTS["bmm"](q, k, v)
 
     outcome = recognise(call, *tensors())
-    reasons = entered(outcome)
+    reasons = outcome.reasons()
     assert len(reasons) == 4
     assert sum("used elsewhere" in reason for reason in reasons) == 1
 

@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from jenga_compile.passes.graph import argument, tensor_of
+from jenga_compile.passes.links import VIEWS
 
 aten = torch.ops.aten
 MaskAxis = Literal["batch", "head", "query", "key"]
@@ -241,15 +242,7 @@ _RULES: dict[Any, Callable[[Node, Read, Node], Read | None]] = {
     aten.select.int: _selected,
     aten.slice.Tensor: _sliced,
 }
-for _op in (
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-):
+for _op in VIEWS:
     _RULES[_op] = _viewed
 for _op in (
     aten.clone.default,
