@@ -57,6 +57,12 @@ MORE: dict[str, Callable[[Tensor], Tensor]] = {
         x[:, None], x[:, None], x[:, None], attn_mask=torch.arange(TOKENS)[None] < 9
     )[:, 0],
     "merged batch": lambda x: x.reshape(-1, WIDTH).tanh().add(1).view(2, TOKENS, WIDTH),
+    "batch behind the tokens": lambda x: torch.addmm(
+        torch.ones(WIDTH), x.transpose(0, 1).reshape(-1, WIDTH).tanh(), WEIGHT
+    ).view(TOKENS, 2, WIDTH),
+    "rows behind the tokens": lambda x: torch.addmm(
+        torch.arange(2.0 * TOKENS)[:, None], x.transpose(0, 1).reshape(-1, WIDTH), WEIGHT
+    ).view(TOKENS, 2, WIDTH),
     "merged heads": lambda x: x.view(2, TOKENS, 2, 3).transpose(1, 2).reshape(4, TOKENS, 3).softmax(-1),
     "biased": lambda x: torch.baddbmm(x, x, WEIGHT.expand(2, WIDTH, WIDTH)),
     "sorted": lambda x: x.sort(dim=1).values + x.argmax(1, keepdim=True),
@@ -93,14 +99,16 @@ def traced(function: Callable[[Tensor], Tensor]) -> tuple[GraphModule, dict[Node
 
 
 def labels(node: Node) -> Iterator[Label]:
-    """Every way in which some dimension of the output could hold the video, whole or but for its first frame."""
+    """Every way in which some dimension of the output could hold the video, whole or but for its first frame.
+
+    A dimension that is long enough may hold two sequences, or one whose every token is two neighbours.
+    """
     shape = shape_of(node)
     for order, (dim, size), before, first in itertools.product(ORDERS, enumerate(shape), (0, 2, 4, 5), (0, 1)):
         video = (GRID[0] - first) * order.frame
-        sequences = [size] if size < 2 * TOKENS else [size, size // 2]
-        for tokens in sequences:
+        for tokens, within in [(size, 1)] if size < 2 * TOKENS else [(size, 1), (size // 2, 1), (size // 2, 2)]:
             if tokens >= before + video and (first == 0 or order.cuts):
-                yield Label(order, first, GRID[0], before, tokens - before - video, 1).at(shape, dim)
+                yield Label(order, first, GRID[0], before, tokens - before - video, 1).at(shape, dim, within)
 
 
 def permuted(value: Tensor, label: Label) -> Tensor:
@@ -159,7 +167,7 @@ def assert_the_verifier_agrees(node: Node, label: Label, asked: dict[Node, Label
     if asked:
         expected = moved(node, label)
         assert expected is not None
-        assert seen.dim(node) == expected.dim
+        assert seen.place(node) == (expected.dim, expected.each)
         assert met([seen.sequence(node), expected.runs]) == expected.runs
 
 
@@ -168,7 +176,7 @@ def moved(node: Node, label: Label) -> Moved | None:
     assert place is not None
     cuts = [cut - label.first for cut in label.order.cuts if label.first < cut < label.last]
     grid = (label.last - label.first, *label.order.grid[1:])
-    return Moved(place.dim, on_curve(grid, label.order.curve, cuts, label.before, label.after))
+    return Moved(place.dim, on_curve(grid, label.order.curve, cuts, label.before, label.after), place.inner)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -223,7 +231,7 @@ def ordered(seen: Seen, node: Node, value: Tensor, like: Label) -> Tensor | None
         state = moved(node, label) if place_of(label, shape_of(node)) is not None else None
         if state is not None and label.order == like.order and state.runs == seen.sequence(node):
             try:
-                if seen.dim(node) == state.dim:
+                if seen.place(node) == (state.dim, state.each):
                     return permuted(value, label)
             except Fault:
                 break

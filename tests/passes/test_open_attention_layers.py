@@ -532,6 +532,8 @@ class LayerDiT(nn.Module):
         "attention, tokens first, masked",
         "encoder",
         "encoder, masked",
+        "encoder, tokens first",
+        "encoder, tokens first, masked",
     ],
 )
 def test_the_backend_carves_it(kind: str) -> None:
@@ -547,5 +549,6 @@ def test_the_backend_carves_it(kind: str) -> None:
     assert_rounding(out, truth, eager, eager)
     (report,) = reports
     assert (report.seen, report.carved) == (2, 2), report
+    assert (report.gathers_in, report.gathers_out) == (1, 1)
     assert {site.grid for site in report.sites} == {GRID}
     assert [site.path.split(".")[:2] for site in report.sites] == [["layers", "0"], ["layers", "1"]]

@@ -37,16 +37,28 @@ def named(value: Any, rank: int) -> list[int]:
 
 def elementwise_order(node: Node, seen: Seen) -> Moved | None:
     """Operands line up at their last dimensions; one of size 1 is the same for all tokens."""
-    operands = uses_of(node)
     rank = len(shape_of(node))
-    dims = {seen.dim(source) + rank - len(shape_of(source)) for source in seen.leading(operands)}
-    if len(dims) != 1:
-        raise Fault(f"operands are permuted along dimensions {sorted(dims)}")
-    (dim,) = dims
-    own = [(source, dim - rank + len(shape_of(source))) for source in operands]
-    full = [(source, at) for source, at in own if at >= 0 and shape_of(source)[at] != 1]
-    tokens = sequence_length(operands, seen)
-    return Moved(dim, met([seen.along(source, at, tokens) for source, at in full]))
+    return _met_order([(source, _last(source, rank)) for source in uses_of(node)], seen)
+
+
+def _last(source: Node, rank: int) -> list[int | None]:
+    return list(range(rank - len(shape_of(source)), rank))
+
+
+def _met_order(operands: list[tuple[Node, list[int | None]]], seen: Seen) -> Moved:
+    """Operands that meet element by element, each with the output's dimension for each of its own; None is summed."""
+    leading = seen.leading(source for source, _ in operands)
+    places = {(axes[dim], each) for source, axes in operands if source in leading for dim, each in [seen.place(source)]}
+    if any(dim is None for dim, _ in places):
+        raise Fault("sums over permuted tokens")
+    if len(places) != 1:
+        raise Fault(f"operands are permuted along dimensions {[dim for dim, _ in places]}")
+    ((out, each),) = places
+    assert out is not None
+    tokens = tokens_of(seen.sequence(leading[0]))
+    own = [(source, axes.index(out)) for source, axes in operands if out in axes]
+    full = [seen.along(source, dim, tokens, each) for source, dim in own if shape_of(source)[dim] != 1]
+    return Moved(out, met(full), each)
 
 
 def sequence_length(sources: Iterable[Node], seen: Seen) -> int:
@@ -136,26 +148,9 @@ def last_order(node: Node, seen: Seen) -> Moved | None:
 def product_order(node: Node, seen: Seen) -> Moved | None:
     *bias, left, right = (operand(node, place) for place in range(3 if node.target in BIASED else 2))
     rank = len(shape_of(node))
-    tokens = sequence_length((*bias, left, right), seen)
-    leading = seen.leading((*bias, left, right))
-    found: list[Moved] = []
-    for factor, summed in ((left, rank - 1), (right, rank - 2)):
-        if factor in leading:
-            dim = seen.dim(factor)
-            if dim == summed:
-                raise Fault("sums over permuted tokens")
-            found.append(Moved(dim, seen.sequence(factor)))
-            if dim < rank - 2:
-                other = right if factor is left else left
-                found.append(Moved(dim, seen.along(other, dim, tokens)))
-    for term in bias:
-        lost = rank - len(shape_of(term))
-        dims = {moved.dim for moved in found} | ({seen.dim(term) + lost} if term in leading else set())
-        full = [d for d in dims if d >= lost and shape_of(term)[d - lost] != 1]
-        found += [Moved(d, seen.along(term, d - lost, tokens)) for d in full]
-    if len({moved.dim for moved in found}) != 1:
-        raise Fault("factors are permuted along different dimensions")
-    return Moved(found[0].dim, met([moved.runs for moved in found]))
+    batch = list(range(rank - 2))
+    factors = [(left, [*batch, rank - 2, None]), (right, [*batch, None, rank - 1])]
+    return _met_order([*((term, _last(term, rank)) for term in bias), *factors], seen)
 
 
 def attention_order(node: Node, seen: Seen) -> Moved | None:

@@ -18,6 +18,8 @@ class Moved:
 
     dim: int
     runs: Runs
+    each: int = 1
+    """Neighbours that are one token: more than one where a view has put, say, the batch behind its tokens."""
 
 
 class Seen:
@@ -29,7 +31,7 @@ class Seen:
 
     def enter(self, node: Node, moved: Moved | None) -> None:
         if moved is not None and not is_fixed(moved.runs):
-            self._states[node] = (moved.runs, math.prod(shape_of(node)[moved.dim + 1 :]))
+            self._states[node] = (moved.runs, moved.each * math.prod(shape_of(node)[moved.dim + 1 :]))
 
     def enter_uniform(self, node: Node) -> None:
         self._uniform.add(node)
@@ -60,16 +62,27 @@ class Seen:
         """The dimension along which a moved tensor is permuted, whole sequences of tokens one after the other.
 
         Raises:
-            Fault: a view has spread the tokens over several.
+            Fault: as `place`, or neighbours along it are one token.
+        """
+        dim, each = self.place(node)
+        if each != 1:
+            raise Fault(f"{each} neighbours along dimension {dim} of {node.name} are one permuted token")
+        return dim
+
+    def place(self, node: Node) -> tuple[int, int]:
+        """That dimension, and how many neighbours along it are one token.
+
+        Raises:
+            Fault: a view has spread the tokens over several dimensions.
         """
         if node not in self._states:
             raise Fault(f"{node.name} is not permuted, and another operand is")
         runs, stride = self._states[node]
-        inner, tokens = 1, tokens_of(runs)
+        inner, sequence = 1, stride * tokens_of(runs)
         shape = shape_of(node)
         for dim in reversed(range(len(shape))):
-            if inner == stride and shape[dim] % tokens == 0:
-                return dim
+            if stride % inner == 0 and inner * shape[dim] % sequence == 0:
+                return dim, stride // inner
             inner *= shape[dim]
         raise Fault(f"the permuted tokens of {node.name} are spread over dimensions of {list(shape)}")
 
@@ -77,22 +90,22 @@ class Seen:
         """The order of one sequence of a moved tensor."""
         return self._states[node][0]
 
-    def along(self, node: Node, dim: int, tokens: int) -> Runs:
-        """The order along one dimension, in sequences of so many tokens.
+    def along(self, node: Node, dim: int, tokens: int, each: int = 1) -> Runs:
+        """The order along one dimension, in sequences of so many tokens, of which each is so many neighbours.
 
         Raises:
-            Fault: its sequences are longer or shorter.
+            Fault: its sequences are longer or shorter, or its tokens are.
         """
         if node in self._uniform:
             return uniform(tokens)
-        if node not in self._states or self.dim(node) != dim:
+        if node not in self._states or self.place(node)[0] != dim:
             return fixed(tokens)
-        runs = self.sequence(node)
-        if tokens_of(runs) != tokens and not is_permuted(runs):
-            return fixed(tokens)
-        if tokens_of(runs) != tokens:
-            raise Fault(f"{node.name} has sequences of {tokens_of(runs)} tokens, not of {tokens}")
-        return runs
+        runs, found = self.sequence(node), self.place(node)[1]
+        if (tokens_of(runs), found) == (tokens, each):
+            return runs
+        if is_permuted(runs):
+            raise Fault(f"{node.name} has sequences of {tokens_of(runs)} x {found} tokens, not of {tokens} x {each}")
+        return fixed(tokens)
 
     def whole(self, node: Node, dim: int) -> Runs:
         """The order along a dimension that is one sequence.
