@@ -25,7 +25,7 @@ def expected_keep(grid: TokenGrid, curve: AnyCurve, carving: Carving) -> float:
     """
     parts = split_carving(carving)
     kept = _kept(_keep(parts, carving), grid.blocks())
-    return kept if parts.always == _ITSELF else _joined(grid, curve, kept, parts.always, parts.allowed)
+    return kept if parts.always == _ITSELF else _joined(grid, curve, kept, parts)
 
 
 def _keep(parts: Split, carving: Carving) -> float:
@@ -40,12 +40,12 @@ def _kept(keep: float, blocks: int) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _joined(grid: TokenGrid, curve: AnyCurve, kept: float, always: Mask, allowed: Mask) -> float:
-    heads = math.lcm(always.heads, allowed.heads)
-    shares = [
-        np.where(_matrix(always, head, grid, curve), 1.0, np.where(_matrix(allowed, head, grid, curve), kept, 0.0))
-        for head in range(heads)
-    ]
+def _joined(grid: TokenGrid, curve: AnyCurve, kept: float, parts: Split) -> float:
+    def share(head: int) -> npt.NDArray[np.float64]:
+        always, allowed = (_matrix(mask, head, grid, curve) for mask in (parts.always, parts.allowed))
+        return np.where(always, 1.0, np.where(allowed, kept, 0.0))
+
+    shares = [share(head) for head in range(parts.heads)]
     return float(np.mean(shares))
 
 

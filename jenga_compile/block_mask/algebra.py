@@ -175,6 +175,7 @@ class PerHead(Mask):
     """Masks given to the heads in turn: head h has `masks[h % len(masks)]`.
 
     Composed with another mask, it composes each of its own. The heads repeat after the least common multiple.
+    The compiler leaves attention with fewer heads than that dense, as where a model merges them with the batch.
 
     Raises:
         HeadsNested: one of the masks is a `PerHead` itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from jenga_compile.block_mask.algebra import Everything, Mask, Nothing
 from jenga_compile.block_mask.given import Condition, Importance
@@ -27,6 +28,11 @@ class Split:
     sees_condition: bool
     """Whether every row of every head sees all of the condition. Importance chooses among video alone, so the
     condition is never its choice. The operators keep the condition for every row and can run no other mask."""
+
+    @property
+    def heads(self) -> int:
+        """After how many heads the masks repeat."""
+        return math.lcm(self.always.heads, self.allowed.heads)
 
 
 def split(mask: Mask) -> Split:

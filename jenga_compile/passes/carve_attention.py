@@ -5,7 +5,7 @@ After    m:   [B, L]       = reshape(mask)
          out: [B, H, L, D] = jenga::carved_attention(q, k, v, m, t, h, w, start, curve, [], blocks, knobs, scale)
 
 Fires on   self-attention over a proven or given grid of at least `min_blocks` blocks, with no mask but key padding.
-Leaves     every other site, with its reason.
+Leaves     every other site, with its reason; under a mask that tells more heads apart than the site has, too.
 Loses      the keys outside the selected blocks (paper, section 3.1). With keep = 1 nothing but rounding.
 """
 
@@ -28,7 +28,7 @@ from jenga_compile.passes.infer_layout import short_site
 from jenga_compile.passes.layout.proof import Layout
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION, CARVED
-from jenga_compile.passes.sizes import SizeNodes, Valuation, valuations
+from jenga_compile.passes.sizes import SizeNodes, Valuation, hint_of, valuations
 
 aten = torch.ops.aten
 
@@ -54,11 +54,15 @@ def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> 
         return short_site(example(layout.video), "video tokens", carving)
     if isinstance(mask, Node) and not is_key_mask(mask):
         return {}
+    parts = split_carving(carving)
+    kinds, heads = parts.heads, hint_of(tensor_of(site).shape[1])
+    if heads < kinds:
+        told = "heads that are merged with the batch cannot be told apart"
+        return {"reason": f"the block mask has {kinds} kinds of heads, the call {heads}: {told}"}
     arguments = [sizes.node(size) for size in (*layout.grid, layout.start)]
     if None in arguments:
         return {"reason": "the sizes of its grid are computed inside the graph"}
     curve = carving.curve or recipe_for(module_classes(site)).curve
-    parts = split_carving(carving)
     blocks = static_masks.register(static_masks.StaticMasks(parts.always, parts.allowed))
     how: tuple[Any, ...] = (curve, [], blocks, _knobs(carving, parts.importance))
     _rewrite(site, arguments, how, number, told=layout.from_context)

@@ -28,6 +28,9 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 ADDITIVE = frozenset({"minus_inf", "minus_1e4", "lowest", "given_bias"})
 """Masks that are added to the logits."""
 
+MERGES_HEADS = frozenset({"bmm", "baddbmm"})
+"""Spellings in which heads and batch are one dimension."""
+
 UNREADABLE = {"given_wide": "mask", "given_bias": "additive mask of unknown values"}
 """Masks that no graph proves to be of keys alone, and how the reason then begins."""
 
@@ -302,6 +305,9 @@ def _text(c: Configuration) -> dict[str, Any]:
         changes |= {"modulation": "token"}
     if c.grid[0] == 1 and c.modulation in ("first_frame", "frame"):
         changes |= {"modulation": "sample"}
+    if c.refiner and c.grid_given:
+        # A given grid is believed of any sequence that is long enough.
+        changes |= {"text": min(c.text, math.prod(c.grid) - 1)}
     if c.streams != "single" and c.feed_forward == "parallel":
         changes |= {"feed_forward": "gelu"}
     return changes

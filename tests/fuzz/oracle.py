@@ -31,7 +31,7 @@ from jenga_compile.kernels.block_select import reference
 from jenga_compile.kernels.carved_attention import gathered
 from jenga_compile.kernels.knobs import make_knobs
 from jenga_compile.report import Report
-from tests.fuzz.configuration import ADDITIVE, UNREADABLE, Configuration
+from tests.fuzz.configuration import ADDITIVE, MERGES_HEADS, UNREADABLE, Configuration
 from tests.fuzz.small_dit import SmallDiT
 from tests.fuzz.spelling import scale_of
 
@@ -65,7 +65,11 @@ def why_left(c: Configuration) -> str | None:
         return "no grid"
     if _is_short(c, c.video):
         return "short"
-    return UNREADABLE.get(c.mask) if c.is_joint else None
+    if c.is_joint and c.mask in UNREADABLE:
+        return UNREADABLE[c.mask]
+    if c.blocks == "per_head" and (c.heads == 1 or c.spelling in MERGES_HEADS):
+        return "the block mask has 2 kinds of heads, the call 1: "
+    return None
 
 
 def is_carved(c: Configuration) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jenga_compile import Report, explain
 from jenga_compile.backend import jenga
+from jenga_compile.block_mask import Own, PerHead, Window
 from tests.passes.plain_dit import PlainDiT, latents, prompt
 
 GRID_TOKENS, TEXT = 144, 5
@@ -88,3 +89,11 @@ def test_text_does_not_count_as_blocks() -> None:
 def test_the_curve_is_the_given_one_or_the_familys() -> None:
     assert explained(curve="linear").sites[0].curve == "linear"
     assert explained().sites[0].curve == "gilbert"
+
+
+def test_a_mask_of_more_heads_than_the_call_has_is_left() -> None:
+    two, three = (PerHead((Own(), *(Window(4.0),) * more)) for more in (1, 2))
+    assert [site.decision for site in explained(blocks=two).sites] == ["carved"]
+    (site,) = explained(blocks=three).sites
+    assert site.decision == "left"
+    assert "the block mask has 3 kinds of heads, the call 2: " in site.reason
