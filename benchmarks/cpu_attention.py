@@ -27,9 +27,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from jenga_compile import kernels
 from jenga_compile.bench.environment import environment
 from jenga_compile.block_mask import Adjacency, adjacency
-from jenga_compile.config import CurveKind
 from jenga_compile.curve import curve_order
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 from jenga_compile.kernels import static_masks
 from jenga_compile.kernels.knobs import Knobs, lookup, make_knobs, register
 

@@ -8,18 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jenga_compile.errors import ModeAndOptions, OptionOfWrongType, OptionOutOfRange, OptionsAtOdds, UnknownOption
+from jenga_compile.grid import BLOCK, CurveKind, TextSide
 
 if TYPE_CHECKING:
-    from jenga_compile.block_mask import Mask
+    from jenga_compile.block_mask import Mask, Split
     from jenga_compile.kernels.knobs import Knobs
     from jenga_compile.report import Report
 
-CurveKind = Literal["gilbert", "sliced", "linear"]
-TextSide = Literal["before", "after"]
 Inner = Literal["inductor", "aot_eager", "eager"]
-
-BLOCK = 128
-"""Tokens in a block, for queries and keys alike (paper, section 3.1)."""
 
 
 def _require_type(holds: bool, name: str, value: object, expected: str, way_out: str) -> None:
@@ -76,6 +72,22 @@ class Carving:
     def is_meant(self, queries: int, keys: int) -> bool:
         """Whether attention of these sizes is large self-attention, which leaving dense costs speed."""
         return queries == keys and not self.is_short(queries)
+
+    def split(self) -> Split:
+        """What the operators run: the given mask, or importance beside what is always seen.
+
+        Knobs, which a live choice reads instead of the `importance` in it, are not looked at.
+
+        Raises:
+            ImportancesDiffer: there are two different `Importance` values in `blocks`.
+        """
+        # torch comes with it, and settings are read before that is imported.
+        from jenga_compile.block_mask import Adjacency, Condition, Importance, Own, split
+
+        blocks = self.blocks
+        if blocks is None:
+            blocks = Importance(self.keep, self.cutoff) | (Adjacency() if self.adjacency else Own())
+        return split(blocks | Condition())
 
     def __post_init__(self) -> None:
         for name, value in (("keep", self.keep), ("cutoff", self.cutoff)):

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from jenga_compile.block_mask import Condition, Mask, Own, Split, split_carving
-from jenga_compile.config import BLOCK, Carving
+from jenga_compile.block_mask import Condition, Mask, Own, Split
+from jenga_compile.config import Carving
 from jenga_compile.curve import AnyCurve
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import BLOCK, TokenGrid
 
 _ITSELF = Own() | Condition()
 """What every query block sees. It is taken to be among those that importance chooses."""
@@ -23,7 +23,7 @@ def expected_keep(grid: TokenGrid, curve: AnyCurve, carving: Carving) -> float:
     What `keep` chooses is joined with the blocks that are always seen, as if the two were independent. They are not
     quite: where a query block's most important blocks are its neighbours, it is less. The cutoff can only add to it.
     """
-    parts = split_carving(carving)
+    parts = carving.split()
     kept = _kept(_keep(parts, carving), grid.blocks())
     return kept if parts.always == _ITSELF else _joined(grid, curve, kept, parts)
 

@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jenga_compile.config import CurveKind
 from jenga_compile.errors import OptionOutOfRange
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 
 Order: TypeAlias = npt.NDArray[np.int64]
 

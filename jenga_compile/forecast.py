@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import torch
 
-from jenga_compile.config import Carving, CurveKind
+from jenga_compile.config import Carving
 from jenga_compile.cost import expected_keep
 from jenga_compile.errors import OptionsAtOdds, OutOfRange
 from jenga_compile.explanation import explain
 from jenga_compile.files import check_writable
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 from jenga_compile.models.catalogue import find_model
 from jenga_compile.models.entry import Entry
 from jenga_compile.presets import STEPS, Preset, find_preset

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Literal
 
-from jenga_compile.config import BLOCK
 from jenga_compile.errors import InvalidGrid, OptionOutOfRange, UnreadableGrid
+
+BLOCK = 128
+"""Tokens in a block, for queries and keys alike (paper, section 3.1)."""
+
+CurveKind = Literal["gilbert", "sliced", "linear"]
+"""Orders of the tokens inside a grid (`curve.py`)."""
+
+TextSide = Literal["before", "after"]
+"""Where the text stands on the token axis."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from jenga_compile.config import TextSide
 from jenga_compile.errors import GridNotSet, OtherGridTold
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import TextSide, TokenGrid
 
 
 @dataclasses.dataclass(frozen=True)

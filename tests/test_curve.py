@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jenga_compile import curve
-from jenga_compile.config import CurveKind
 from jenga_compile.curve import curve_order, inverse_order
 from jenga_compile.errors import OptionOutOfRange
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "curves.json").read_text())
 KINDS = st.sampled_from(get_args(CurveKind))

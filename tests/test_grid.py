@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jenga_compile.config import BLOCK
 from jenga_compile.errors import InvalidGrid, OptionOutOfRange, UnreadableGrid
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import BLOCK, TokenGrid
 
 GRIDS = st.builds(TokenGrid, *[st.integers(1, 1000)] * 3)
 

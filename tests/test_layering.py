@@ -11,15 +11,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jenga_compile"
 
-BASE = {"errors", "config", "grid"}
+BASE = {"errors", "grid"}
 GEOMETRY = BASE | {"curve", "block_mask", "token_context"}
-COMPILER = GEOMETRY | {"report", "cost", "kernels", "models", "passes"}
+COMPILER = GEOMETRY | {"report", "config", "cost", "kernels", "models", "passes"}
 
 MAY_IMPORT = {
     "errors": set(),
     "report": set(),
-    "config": {"errors"},
-    "grid": {"errors", "config"},
+    "config": BASE | {"block_mask"},
+    "grid": {"errors"},
     "curve": BASE,
     "token_context": BASE,
     "block_mask": BASE | {"curve"},
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "zoo": {"errors", "media"},
     "generate": COMPILER | {"backend", "files", "media", "zoo"},
     "presets": {"errors", "config"},
-    "cost": GEOMETRY,
+    "cost": GEOMETRY | {"config"},
     "forecast": COMPILER | {"explanation", "cost", "files", "presets"},
     "forecast_text": {"files", "forecast", "models", "presets", "report"},
     "bench": COMPILER | {"files", "forecast_text"},

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from jenga_compile.config import BLOCK
+from jenga_compile.grid import BLOCK
 from tests.toys import TOYS, Toy
 
 UNITS = 32

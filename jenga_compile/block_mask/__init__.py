@@ -29,7 +29,7 @@ from jenga_compile.block_mask.flex import from_flex, to_flex
 from jenga_compile.block_mask.given import Condition, Fixed, Importance
 from jenga_compile.block_mask.neighbours import adjacency
 from jenga_compile.block_mask.patterns import Adjacency, Own, Spatial, Temporal, Tile, Window
-from jenga_compile.block_mask.splitting import Split, split, split_carving
+from jenga_compile.block_mask.splitting import Split, split
 
 __all__ = [
     "Adjacency",
@@ -55,6 +55,5 @@ __all__ = [
     "draw_row",
     "from_flex",
     "split",
-    "split_carving",
     "to_flex",
 ]

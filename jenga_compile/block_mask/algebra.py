@@ -21,10 +21,9 @@ import numpy as np
 import torch
 
 from jenga_compile.block_mask.reach import Bools
-from jenga_compile.config import BLOCK
 from jenga_compile.curve import AnyCurve
 from jenga_compile.errors import HeadsNested, OutOfRange
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import BLOCK, TokenGrid
 
 
 class Mask(abc.ABC):

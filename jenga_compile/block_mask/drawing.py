@@ -16,10 +16,9 @@ import numpy.typing as npt
 
 from jenga_compile.block_mask.algebra import Mask, require
 from jenga_compile.block_mask.splitting import split
-from jenga_compile.config import BLOCK
 from jenga_compile.curve import AnyCurve, order_arrays
 from jenga_compile.errors import ExtraMissing
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import BLOCK, TokenGrid
 
 if TYPE_CHECKING:
     from PIL import ImageFont

@@ -17,10 +17,9 @@ import torch
 from jenga_compile.block_mask.algebra import Mask, PerHead, require
 from jenga_compile.block_mask.given import Fixed
 from jenga_compile.block_mask.reach import Bools
-from jenga_compile.config import BLOCK
 from jenga_compile.curve import AnyCurve
 from jenga_compile.errors import FlexMaskUnfit
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import BLOCK, TokenGrid
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jenga_compile.config import BLOCK
 from jenga_compile.curve import AnyCurve, order_arrays
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import BLOCK, TokenGrid
 
 
 def adjacency(grid: TokenGrid, kind: AnyCurve = "gilbert", block: int = BLOCK) -> torch.Tensor:

@@ -6,9 +6,7 @@ import dataclasses
 import math
 
 from jenga_compile.block_mask.algebra import Everything, Mask, Nothing
-from jenga_compile.block_mask.given import Condition, Importance
-from jenga_compile.block_mask.patterns import Adjacency, Own
-from jenga_compile.config import Carving
+from jenga_compile.block_mask.given import Importance
 from jenga_compile.errors import ImportancesDiffer
 
 
@@ -55,17 +53,3 @@ def split(mask: Mask) -> Split:
         allowed=mask.replace_importance(Everything()),
         sees_condition=mask.sees_condition,
     )
-
-
-def split_carving(carving: Carving) -> Split:
-    """What the operators run for these settings: the given mask, or importance beside what is always seen.
-
-    Knobs, which a live mask reads instead of `importance`, are not looked at.
-
-    Raises:
-        ImportancesDiffer: as `split`.
-    """
-    blocks = carving.blocks
-    if blocks is None:
-        blocks = Importance(carving.keep, carving.cutoff) | (Adjacency() if carving.adjacency else Own())
-    return split(blocks | Condition())

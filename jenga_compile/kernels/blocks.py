@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jenga_compile.config import BLOCK
+from jenga_compile.grid import BLOCK
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from jenga_compile.config import CurveKind, TextSide
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TextSide, TokenGrid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jenga_compile.config import TextSide
 from jenga_compile.errors import ExtraMissing, FramesDoNotFit, OutOfRange, SizeNotDivisible
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import TextSide, TokenGrid
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from jenga_compile.block_mask import Importance, split_carving
+from jenga_compile.block_mask import Importance
 from jenga_compile.config import Carving
 from jenga_compile.cost import expected_keep
 from jenga_compile.grid import TokenGrid
@@ -54,7 +54,7 @@ def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> 
         return short_site(example(layout.video), "video tokens", carving)
     if isinstance(mask, Node) and not is_key_mask(mask):
         return {}
-    parts = split_carving(carving)
+    parts = carving.split()
     kinds, heads = parts.heads, hint_of(tensor_of(site).shape[1])
     if heads < kinds:
         told = "heads that are merged with the batch cannot be told apart"

@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from jenga_compile.config import BLOCK, Carving
+from jenga_compile.config import Carving
+from jenga_compile.grid import BLOCK
 from jenga_compile.passes.graph import is_data_dependent
 from jenga_compile.passes.sizes import Size, hint_of
 

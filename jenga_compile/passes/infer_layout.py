@@ -10,16 +10,15 @@ sizes are specialised and each resolution has a graph of its own.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
-import sympy
 from torch.fx import GraphModule, Node
 
 from jenga_compile.config import Carving
 from jenga_compile.passes.eligibility import short
 from jenga_compile.passes.graph import graphs_of, is_data_dependent, tensor_of
 from jenga_compile.passes.layout.proof import CrossAttention, Layout, LayoutProof, Unproven
+from jenga_compile.passes.layout.symbolic import SymbolicLayout
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
 from jenga_compile.passes.sizes import (
@@ -32,26 +31,6 @@ from jenga_compile.passes.sizes import (
     under,
     valuations,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class SymbolicLayout:
-    """A site's token axis in the graph's own sizes: video from token `start` in raster order of the grid."""
-
-    grid: tuple[sympy.Expr, sympy.Expr, sympy.Expr]
-    start: sympy.Expr
-    tokens: sympy.Expr
-    from_context: bool = False
-    """Whether the grid is told by each call anew (`token_context.py`); the sizes are then those of this one."""
-
-    @property
-    def video(self) -> sympy.Expr:
-        """Video tokens."""
-        return self.grid[0] * self.grid[1] * self.grid[2]
-
-    def at(self, valuation: Valuation) -> Layout:
-        t, h, w, start, tokens = (valuation(size) for size in (*self.grid, self.start, self.tokens))
-        return Layout((t, h, w), start, tokens, self.from_context)
 
 
 def infer_layout(gm: GraphModule, ledger: Ledger) -> None:

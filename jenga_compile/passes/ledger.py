@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jenga_compile.config import Options
 from jenga_compile.errors import AttentionNotCarved
+from jenga_compile.passes.layout.symbolic import SymbolicLayout
 from jenga_compile.report import Report, Site
-
-if TYPE_CHECKING:
-    from jenga_compile.passes.infer_layout import SymbolicLayout
 
 
 class Ledger:

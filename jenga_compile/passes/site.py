@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
-from jenga_compile.config import CurveKind
+from jenga_compile.grid import CurveKind
 from jenga_compile.kernels.dispatch import without_autocast
 from jenga_compile.passes.graph import integer, shape_of
 

@@ -22,9 +22,8 @@ from jenga_compile.block_mask import (
     Tile,
     Window,
 )
-from jenga_compile.config import CurveKind
 from jenga_compile.curve import curve_order
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 KINDS = st.sampled_from(get_args(CurveKind))

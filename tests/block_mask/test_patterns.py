@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jenga_compile.block_mask import Adjacency, Mask, Own, Spatial, Temporal, Tile, Window, adjacency, patterns, reach
-from jenga_compile.config import CurveKind
 from jenga_compile.errors import OptionOutOfRange, OutOfRange
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 from tests.block_mask.strategies import (
     BLOCKS,
     GRIDS,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from jenga_compile.block_mask import Adjacency, Importance, Mask, Own, PerHead, Spatial, Temporal, Tile, Window
-from jenga_compile.config import BLOCK, CurveKind
+from jenga_compile.grid import BLOCK, CurveKind
 
 Grid = tuple[int, int, int]
 Blocks = Literal["window", "tile", "per_head", "importance_in_window", "importance_or_spatial"]

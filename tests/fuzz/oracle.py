@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from jenga_compile.block_mask import split
-from jenga_compile.config import BLOCK
 from jenga_compile.curve import CutCurve, curve_order
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import BLOCK, TokenGrid
 from jenga_compile.kernels.block_select import reference
 from jenga_compile.kernels.carved_attention import gathered
 from jenga_compile.kernels.knobs import make_knobs

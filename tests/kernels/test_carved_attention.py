@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from jenga_compile import kernels
 from jenga_compile.block_mask import Adjacency, Own, PerHead, Window
-from jenga_compile.config import CurveKind
 from jenga_compile.curve import curve_order
 from jenga_compile.errors import (
     DtypeMismatch,
@@ -24,7 +23,7 @@ from jenga_compile.errors import (
     UnknownMask,
     VideoSpanOutOfRange,
 )
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 from jenga_compile.kernels import static_masks
 from jenga_compile.kernels.knobs import CUTOFF, KEEP, TEXT_BIAS, Knobs, lookup, make_knobs, register
 from tests.tolerance import assert_rounding, eager_attention

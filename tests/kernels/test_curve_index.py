@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from jenga_compile.config import CurveKind
 from jenga_compile.curve import CutCurve, curve_order, inverse_order
 from jenga_compile.errors import InvalidGrid, OptionOutOfRange
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 from jenga_compile.kernels.curve_index.op import cached_index
 from jenga_compile.kernels.dispatch import use_order
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from jenga_compile.config import BLOCK
+from jenga_compile.grid import BLOCK
 from tests.toys.toy import Toy, paths, randomise
 
 _TEXT = 7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from jenga_compile.config import BLOCK
+from jenga_compile.grid import BLOCK
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.knobs import CUTOFF, KEEP
 

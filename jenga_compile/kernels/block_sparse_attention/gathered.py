@@ -12,7 +12,7 @@ from collections import defaultdict
 import torch
 from torch.nn import functional as F
 
-from jenga_compile.config import BLOCK
+from jenga_compile.grid import BLOCK
 from jenga_compile.kernels.block_sparse_attention.key_table import KeyTable
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.knobs import TEXT_BIAS

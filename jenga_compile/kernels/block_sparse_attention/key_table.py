@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from jenga_compile.config import BLOCK
+from jenga_compile.grid import BLOCK
 from jenga_compile.kernels.blocks import BlockLayout
 
 

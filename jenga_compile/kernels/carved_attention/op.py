@@ -33,10 +33,9 @@ from collections.abc import Sequence
 
 import torch
 
-from jenga_compile.config import CurveKind
 from jenga_compile.curve import CutCurve
 from jenga_compile.errors import GridNotSet, VideoSpanOutOfRange
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 from jenga_compile.kernels import static_masks
 from jenga_compile.kernels.carved_attention import gathered, reference
 from jenga_compile.kernels.checks import check_qkv, check_tensor, refuse_backward

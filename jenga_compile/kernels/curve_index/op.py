@@ -27,9 +27,8 @@ from functools import lru_cache
 
 import torch
 
-from jenga_compile.config import CurveKind
 from jenga_compile.curve import CutCurve, curve_order, inverse_order
-from jenga_compile.grid import TokenGrid
+from jenga_compile.grid import CurveKind, TokenGrid
 from jenga_compile.kernels.dispatch import stand_in_order
 from jenga_compile.token_context import told_grid
 

@@ -21,7 +21,8 @@ from collections import Counter
 import torch
 from torch.fx import Node
 
-from jenga_compile.config import Options, TextSide
+from jenga_compile.config import Options
+from jenga_compile.grid import TextSide
 from jenga_compile.passes.graph import shape_of
 from jenga_compile.passes.layout.axis import Axis, Digit, merge_factors
 from jenga_compile.passes.layout.follow import Place, follow

@@ -12,7 +12,7 @@ import itertools
 import math
 import operator
 
-from jenga_compile.config import CurveKind
+from jenga_compile.grid import CurveKind
 
 Shape = tuple[int, ...]
 

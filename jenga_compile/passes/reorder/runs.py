@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from jenga_compile.config import CurveKind
+from jenga_compile.grid import CurveKind
 
 
 class Fault(Exception):
