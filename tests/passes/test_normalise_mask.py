@@ -236,6 +236,7 @@ LEFT_INPUTS = {
     "masks of heads": (torch.ones(1, HEADS, 1, N).bool(), given, "mask [1, 3, 1, 7] differs between heads"),
     "earlier positions": (torch.arange(N).expand(2, N).clone(), lambda p: row(p) < p[:, None, :, None], "positions"),
     "near positions": (torch.arange(N).expand(2, N).clone(), lambda p: row(p) - p[:, None, :, None] < 5, "positions"),
+    "signs": (torch.arange(N).expand(2, N) - 3, lambda p: row((1 - p.clamp(-1, 1).float()) * -1e4), "may be negative"),
     "documents": (torch.arange(N).expand(2, N) // 3, lambda p: row(p) == p[:, None, :, None], "positions"),
 }  # fmt: skip
 
@@ -248,10 +249,17 @@ def test_inputs_that_prove_nothing_are_left(name: str) -> None:
     assert torch.equal(written, found)
 
 
+NUMBERS = torch.tensor([[5, 6, 1, 0, -1, -1, -1], [1, 2, 3, 4, 5, 6, 7]])
+"""Tokens in a vocabulary; -1 pads."""
+
 KEY_INPUTS = {
     "booleans stretched outside": (row(padding()).expand(2, HEADS, N, N), given),
     "integers, ten thousand": (padding().long(), lambda m: row((1 - m.float()) * -1e9)),
     "integers, product": (padding().int(), lambda m: (m[:, None, :, None] * m[:, None, None]) > 0),
+    "token numbers, clamped": (NUMBERS, lambda m: row((1 - m.clamp(0, 1).float()) * -1e4)),
+    "token numbers, halved": (NUMBERS, lambda m: row((1 - ((m.abs() + m) / 2).clamp(max=1)) * -1e4)),
+    "token numbers above 0": (NUMBERS, lambda m: row(m > 0)),
+    "token numbers but 0": (NUMBERS, lambda m: row(m != 0)),
     "bytes, filled": (padding().byte(), lambda m: torch.zeros(2, 1, 1, N).masked_fill(row(m) == 0, -torch.inf)),
 }
 

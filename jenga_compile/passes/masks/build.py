@@ -92,7 +92,7 @@ class Builder:
         if not _is_in_place(atom):
             node = self._arrange(node, axes)
         if atom.integer:
-            node = self.call(aten.ne.Scalar, node, 0)
+            node = self.call(aten.gt.Scalar if atom.positive else aten.ne.Scalar, node, 0)
         if tensor_of(node).device != tensor_of(self._mask).device:
             node = self.call(prims.device_put.default, node, tensor_of(self._mask).device)
         return node

@@ -2,7 +2,8 @@
 
 The mask's own ops run on all values that its atoms (`mask_terms`) can take, in their own dtype, so an overflow to -inf
 counts as what it is. Booleans take both values. Integer inputs are taken as 0 or 1; where they are compared, 3 must
-give what 1 gives, which tells a mask from a position. Atoms are taken as independent, so what holds for the table holds
+give what 1 gives, which tells a mask from a position. Where 3 gives what 1 gives, as for token numbers, -1 must give
+what 0 gives or what 1 gives. Atoms are taken as independent, so what holds for the table holds
 for the tensors.
 
 A mask that is added to the logits closes a key with -inf or with one number at least as low as -10,000; what attends
@@ -25,7 +26,10 @@ CLOSED = -9984.0
 """The largest number that closes a key: -10,000 as bfloat16 rounds it."""
 
 ATOMS = 8
-"""Atoms of one mask; a table has up to 3 to that power rows."""
+"""Atoms of one mask; a table has up to 4 to that power rows."""
+
+INTEGERS = (0, 1, 3, -1)
+"""Values that stand for all that an integer input may hold."""
 
 UNKNOWN = "additive mask of unknown values: pass a boolean mask, True for tokens to attend to"
 
@@ -74,7 +78,9 @@ def prove(mask: Node, same: dict[Node, Node]) -> Proof:
     axes = [axes_of(atom.read) for atom in atoms]
     if len(atoms) > ATOMS:
         raise Unproven(f"mask {_shape(mask)} is made of {len(atoms)} tensors, more than {ATOMS} are not followed")
-    values = _Table(atoms).of_mask(term)
+    table = _Table(atoms)
+    values = table.of_mask(term)
+    atoms = tuple(dataclasses.replace(atom, positive=table.is_positive(term, atom)) for atom in atoms)
     queries = [number for number, own in enumerate(axes) if "query" in own]
     attends, finite = (values, False) if values.dtype is torch.bool else _attending(values, queries)
     return _factors(mask, atoms, attends, queries, finite)
@@ -105,12 +111,29 @@ class _Table:
 
     def of_mask(self, term: Term) -> Tensor:
         """For atoms at 0 and 1; [2, 2, ...]."""
-        sizes = [3 if atom.integer else 2 for atom in self._place]
-        values = self._of(term)
-        values = values.expand(1, *sizes)[0]
-        for dim, size in enumerate(sizes):
-            values = values.narrow(dim, 0, min(size, 2))
-        return values
+        return self._all(term)[tuple(slice(2) for _ in self._place)]
+
+    def is_positive(self, term: Term, atom: Atom) -> bool:
+        """Whether an integer at -1 counts as 0, not as 1.
+
+        Raises:
+            Unproven: it counts as neither, though 3 counts as 1.
+        """
+        if not atom.integer:
+            return False
+        dim = self._place[atom] - 1
+        others = tuple(slice(None if place == dim else 2) for place in range(len(self._place)))
+        zero, one, three, negative = self._all(term)[others].unbind(dim)
+        if not torch.equal(three, one) or torch.equal(negative, one):
+            return False
+        if not torch.equal(negative, zero):
+            raise Unproven("mask compares integers that may be negative: pass a boolean mask")
+        return True
+
+    def _all(self, term: Term) -> Tensor:
+        """For every value of every atom."""
+        sizes = [len(INTEGERS) if atom.integer else 2 for atom in self._place]
+        return self._of(term).expand(1, *sizes)[0]
 
     def _of(self, term: Term) -> Tensor:
         if isinstance(term, Tensor):
@@ -130,14 +153,14 @@ class _Table:
         values = torch.tensor([False, True], device="cpu")
         if atom.integer:
             assert isinstance(atom.source, Node)
-            values = torch.tensor([0, 1, 3], dtype=tensor_of(atom.source).dtype, device="cpu")
+            values = torch.tensor(INTEGERS, device="cpu").to(tensor_of(atom.source).dtype)
         shape = [1] * (len(self._place) + 1)
         shape[self._place[atom]] = len(values)
         return values.view(shape)
 
     def _require_masks(self, compared: Tensor) -> None:
         for atom, dim in self._place.items():
-            if atom.integer and compared.dim() and compared.shape[dim] == 3:
+            if atom.integer and compared.dim() and compared.shape[dim] == len(INTEGERS):
                 one, three = compared.select(dim, 1), compared.select(dim, 2)
                 if not torch.equal(one, three):
                     raise Unproven("mask compares integers that may be positions: pass a boolean mask")

@@ -52,6 +52,9 @@ class Atom:
     read: Read
     integer: bool = False
 
+    positive: bool = False
+    """Whether an integer counts as True only above 0: not where it is negative, as padding may be."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
