@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from jenga_compile.passes.graph import graphs_of, shape_of
+from jenga_compile.passes.graph import graphs_of, is_tensor, shape_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.reorder.order import Label, Order
 from jenga_compile.passes.reorder.plan import ReorderPlan, plan_reorder
@@ -85,8 +85,19 @@ def _hoist(gm: GraphModule, ledger: Ledger) -> None:
 
 
 def _depends_on_strides(graph: Graph) -> bool:
-    """Whether an op reads storage and not elements, which a gather upstream would change under it."""
-    return any(node.target in (aten.as_strided.default, aten.as_strided_scatter.default) for node in graph.nodes)
+    """Whether an op reads storage and not elements, which a gather upstream would change under it.
+
+    Random numbers are drawn in the order of storage, which `rand_like` takes over from its input.
+    """
+    strided = (aten.as_strided.default, aten.as_strided_scatter.default)
+    return any(node.target in strided or (_is_random(node) and any(map(is_tensor, node.args))) for node in graph.nodes)
+
+
+def _is_random(node: Node) -> bool:
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in op.tags:
+        return False
+    return "scaled_dot_product" not in str(op)  # attention, which could drop weights
 
 
 def _agreed_plans(graph: Graph, sites: list[Node], under_all: Sequence[Valuation]) -> list[ReorderPlan] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +130,16 @@ def convolved(tokens: Tensor) -> Tensor:
     return F.avg_pool3d(volume, 3, stride=1, padding=1).flatten(2).transpose(1, 2)
 
 
+def attention_over_frames(tokens: Tensor) -> Tensor:
+    frames = tokens.unflatten(1, (3, 48)).transpose(1, 2).flatten(0, 1)[:, None]
+    return (
+        F.scaled_dot_product_attention(frames, frames, frames)[:, 0]
+        .unflatten(0, (-1, 48))
+        .transpose(1, 2)
+        .flatten(1, 2)
+    )
+
+
 MIXES: dict[str, Callable[[Tensor], Tensor]] = {
     "convolution": convolved,
     "shift": lambda x: x.roll(1, dims=1),
@@ -147,6 +158,8 @@ MIXES: dict[str, Callable[[Tensor], Tensor]] = {
     "batch of rows": lambda x: (x.reshape(-1, 16) @ torch.eye(16)).view(x.shape),
     "outer product of itself": lambda x: (x @ x.mT).softmax(-1) @ x,
     "pairs of tokens": lambda x: x.unflatten(1, (72, 2)).flip(2).flatten(1, 2),
+    "random": lambda x: x + torch.randn_like(x),
+    "attention within places": lambda x: attention_over_frames(x),
     "repeated and folded": lambda x: x.repeat(1, 2, 1).unflatten(1, (2, 144)).sum(1),
 }
 
@@ -175,3 +188,66 @@ def test_a_graph_in_which_hoisting_does_not_pay_is_left_as_it_was() -> None:
     assert before.gm.code == code
     report = before.ledger.report()
     assert (report.gathers_in, report.gathers_out) == (3 * report.carved, report.carved)
+
+
+TEXT_MASKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "booleans": lambda m: joined(m.new_ones(2, 144), m),
+    "scaled": lambda m: (1 - joined(torch.ones(2, 144), m.float())) * -1e4,
+    "scaled apart": lambda m: joined(torch.zeros(2, 144), (1 - m.float()) * -1e4),
+    "filled": lambda m: joined(torch.zeros(2, 144), torch.zeros(2, 5).masked_fill(~m, -math.inf)),
+    "padded": lambda m: F.pad(m.float(), (144, 0), value=1.0) == 1,
+}
+
+
+def joined(video: Tensor, text: Tensor) -> Tensor:
+    return torch.cat([video, text], 1)
+
+
+class Masked(nn.Module):
+    def __init__(self, make: Callable[[Tensor], Tensor], layers: int) -> None:
+        super().__init__()
+        self.model, self.make = PlainDiT(layers=layers), make
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        return self.model(x, text, self.make(mask)[:, None, None])
+
+
+@pytest.mark.parametrize("name", TEXT_MASKS)
+def test_masks_of_text_cost_no_gather_a_layer(name: str) -> None:
+    mask = torch.arange(5) < torch.tensor([[3], [5]])
+    counts = []
+    for layers in (2, 4):
+        model = Masked(TEXT_MASKS[name], layers)
+        before = stopped_before("hoist_reorder", model, latents(), prompt(), mask, options=EVERYTHING)
+        expected = before.run()
+        hoist_reorder(before.gm, before.ledger)
+        assert_close(before.run(), expected)
+        report = before.ledger.report()
+        assert report.carved == layers
+        counts.append((report.gathers_in, report.gathers_out))
+    assert counts[0] == counts[1]
+    assert counts[0] in ((1, 1), (2, 1))
+
+
+class Factorised(nn.Module):
+    """Attention within frames, and between them at every place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv3d(4, 16, (1, 2, 2), stride=(1, 2, 2))
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = attention_over_frames(block(tokens.reshape(-1, 48, 16)).view(-1, 144, 16))
+        return tokens
+
+
+def test_attention_within_a_place_takes_places_in_any_order() -> None:
+    before = stopped_before("hoist_reorder", Factorised(), latents(), options={"keep": 1.0, "min_blocks": 1})
+    expected = before.run()
+    hoist_reorder(before.gm, before.ledger)
+    assert_close(before.run(), expected)
+    report = before.ledger.report()
+    assert (report.carved, report.gathers_in, report.gathers_out) == (3, 1, 1)

@@ -142,6 +142,8 @@ def step(node: Node, seen: Seen) -> None:
         seen.enter_uniform(node)
     elif node.target is aten.expand.default and not seen.is_moved(sources[0]):
         seen.enter(node, cuts.stretched_order(node))
+    elif node.target is aten.constant_pad_nd.default and not seen.is_moved(sources[0]):
+        seen.enter(node, cuts.margin_order(node, seen))
     elif any(map(seen.is_moved, sources)) or (any(map(seen.is_uniform, sources)) and node.target in _JOINS):
         seen.enter(node, _order(node, call, sources, seen))
 

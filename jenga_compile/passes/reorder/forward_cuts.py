@@ -55,8 +55,18 @@ def stack_order(node: Node, seen: Seen) -> Moved | None:
 
 
 def pad_order(node: Node, seen: Seen) -> Moved | None:
+    return _padded(node, seen, seen.dim(operand(node)))
+
+
+def margin_order(node: Node, seen: Seen) -> Moved | None:
+    """What is put around tokens in place is the same everywhere; None if it is not exactly one dimension."""
+    source, rank = operand(node), len(shape_of(node))
+    grown = [dim for dim in range(rank) if shape_of(node)[dim] > shape_of(source)[dim]]
+    return _padded(node, seen, grown[0]) if len(grown) == 1 else None
+
+
+def _padded(node: Node, seen: Seen, dim: int) -> Moved:
     source = operand(node)
-    dim = seen.dim(source)
     widths = [integer(width) for width in argument(node, 1, "pad")]
     place = 2 * (len(shape_of(source)) - 1 - dim)
     left, right = widths[place : place + 2] if place < len(widths) else (0, 0)

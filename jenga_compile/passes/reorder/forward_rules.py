@@ -160,11 +160,12 @@ def attention_order(node: Node, seen: Seen) -> Moved | None:
     others = [leaf for leaf in tree_leaves((call.args[3:], call.kwargs)) if is_tensor(leaf)]
     if node.target is operator.getitem and node.args[1] != 0:
         raise Fault("statistics of permuted queries")
-    if any(map(seen.is_permuted, others)) or True in (*call.args[3:], *call.kwargs.values()):
+    causal = any(value is True for value in (*call.args[3:], *call.kwargs.values()))  # True is 1, as a number may be
+    if any(map(seen.is_permuted, others)) or causal:
         raise Fault("has a mask that is permuted, or is causal")
-    for tensor in (query, key, value):
-        if seen.is_moved_elsewhere(tensor, 2):
-            raise Fault(f"{tensor.name} is permuted along another dimension than its tokens")
+    batch = {seen.dim(tensor) for tensor in seen.leading((query, key, value))} - {2}
+    if batch:
+        return _batch_order((query, key, value), others, seen)
     keys = [seen.whole(tensor, 2) for tensor in (key, value)]
     if not is_fixed(met(keys)) and others:
         raise Fault("has permuted keys under a mask")
@@ -172,6 +173,16 @@ def attention_order(node: Node, seen: Seen) -> Moved | None:
     if seen.is_moved(query) and any(size != 1 for size in rows):
         raise Fault("has permuted queries under a mask with a row for each")
     return Moved(2, seen.whole(query, 2))
+
+
+def _batch_order(operands: tuple[Node, Node, Node], masks: list[Node], seen: Seen) -> Moved | None:
+    """Attention within something else than the tokens that are permuted: they are its batch, or its heads."""
+    moved = _met_order([(operand, [0, 1, *([None] * (len(shape_of(operand)) - 2))]) for operand in operands], seen)
+    missing = [len(shape_of(operands[0])) - len(shape_of(mask)) for mask in masks]
+    own = [shape_of(mask)[moved.dim - lost] for mask, lost in zip(masks, missing, strict=True) if moved.dim >= lost]
+    if any(size != 1 for size in own):
+        raise Fault("has a mask of its own for each of the permuted")
+    return moved
 
 
 def rows_order(place: int) -> Rule:
