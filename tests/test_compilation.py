@@ -17,6 +17,7 @@ from jenga_compile.backend import jenga
 from jenga_compile.block_mask import Condition, Importance, Tile, Window
 from jenga_compile.errors import GridNotSet, OptionOfWrongType
 from jenga_compile.report import Report
+from tests.passes.plain_dit import PlainDiT, latents, prompt
 from tests.tolerance import assert_rounding
 from tests.toys import TOYS, Toy, hunyuan, wan
 
@@ -64,6 +65,48 @@ def test_one_graph_serves_every_resolution(make: Any) -> None:
         assert_rounding(toy.run(compiled), truth=toy.to(torch.float64).run(), baseline=toy.run(), values=toy.run())
     assert len(reports) == 1
     assert reports[0].gathers == (6 if make is hunyuan else 4)
+
+
+class WithTable(PlainDiT):
+    """Positions from a learned table, which fixes how many there are."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(side="none", layers=layers)
+        self.table = torch.nn.Parameter(torch.randn(1, 144, 16))
+
+    def tokens(self, x: torch.Tensor) -> torch.Tensor:
+        return super().tokens(x) + self.table
+
+
+class Padded(PlainDiT):
+    """Text of several lengths; its mask is an input of its own."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=layers)
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        video = mask.new_ones(x.shape[0], x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2))
+        return super().forward(x, text, torch.cat([video, mask], 1)[:, None, None])
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["jenga_compile.compile", "torch.compile"])
+@pytest.mark.parametrize("make", [WithTable, Padded])
+def test_symbolic_sizes_are_reordered_once(make: Any, own: bool) -> None:
+    inputs = [latents(), prompt(), torch.arange(5) < torch.tensor([[3], [5]])][: 3 if make is Padded else 2]
+    counts = set()
+    for layers in (2, 4):
+        torch._dynamo.reset()
+        model, reports = make(layers), list[Report]()
+        options = {"keep": 1.0, "min_blocks": 1, "inner": "eager", "on_report": reports.append}
+        if own:
+            compiled = jenga_compile.compile(model, dynamic=True, **options)
+        else:
+            compiled = torch.compile(model, backend="jenga", dynamic=True, options=options)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*inputs), model(*inputs), rtol=1e-5, atol=1e-5)
+        assert reports[0].carved == layers
+        counts.add((reports[0].gathers_in, reports[0].gathers_out))
+    assert counts == {(2, 1) if make is WithTable else (1, 1)}
 
 
 def test_knobs_turn_without_compiling_anew() -> None:

@@ -27,6 +27,7 @@ from jenga_compile.passes.sizes import (
     at_most,
     expression_of,
     hint_of,
+    is_for_one_size,
     specialise,
     under,
     valuations,
@@ -59,9 +60,10 @@ def short_site(tokens: int, what: str, carving: Carving) -> dict[str, object]:
 
 
 def _infer(gm: GraphModule, sites: list[Node], ledger: Ledger) -> None:
-    if ledger.options.grid is not None:
-        specialise(gm.graph)
     under_all = valuations(gm.graph)
+    if ledger.options.grid is not None or is_for_one_size(gm.graph, under_all):
+        specialise(gm.graph)
+        under_all = valuations(gm.graph)
     stories = [_proofs(sites, ledger, valuation) for valuation in under_all]
     found = _symbolic(gm, sites, stories, under_all)
     if found is None:

@@ -16,6 +16,7 @@ import sympy
 import torch
 from torch.fx import Graph, Node
 from torch.fx.proxy import GraphAppendingTracer, Proxy
+from torch.utils._sympy.functions import Mod, PythonMod
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -40,6 +41,10 @@ class Valuation:
             return size
         expression = expression_of(size)
         return int(expression.xreplace(self._values))
+
+    def denies(self, equation: sympy.Eq) -> bool:
+        """Whether an equation is false in these numbers."""
+        return bool(equation.xreplace(self._values) == sympy.false)
 
 
 _current: ContextVar[Valuation | None] = ContextVar("valuation", default=None)
@@ -83,9 +88,30 @@ def valuations(graph: Graph) -> list[Valuation]:
                 hints[symbol] = _hint_of_symbol(symbol, size)
     if not hints:
         return [Valuation({})]
-    symbols = sorted(hints, key=str)
+    symbols, same = sorted(hints, key=str), _equal_symbols(graph)
     scaled = [{s: hints[s] * primes[k % len(primes)] for k, s in enumerate(symbols)} for primes in _PRIMES]
+    for values in scaled:
+        values |= {symbol: values[other] for symbol, other in same.items() if {symbol, other} <= values.keys()}
     return [Valuation(hints), *map(Valuation, scaled)]
+
+
+def _equal_symbols(graph: Graph) -> dict[sympy.Symbol, sympy.Symbol]:
+    """Symbols that a guard makes equal to others, which stand for themselves."""
+    found: dict[sympy.Symbol, sympy.Symbol] = {}
+    for equation in _equations(graph):
+        difference = sympy.expand(equation.lhs - equation.rhs).xreplace(found)
+        if len(difference.free_symbols) == 2:
+            first, second = sorted(difference.free_symbols, key=str)
+            if difference in (first - second, second - first):
+                found = {symbol: other.xreplace({second: first}) for symbol, other in found.items()} | {second: first}
+    return found
+
+
+def _equations(graph: Graph) -> list[sympy.Eq]:
+    """What guards hold equal."""
+    environment = next((size.node.shape_env for size in _sizes_in(graph)), None)
+    guards = [] if environment is None else [guard.expr for guard in environment.guards]
+    return [guard for guard in guards if isinstance(guard, sympy.Eq)]
 
 
 def _hint_of_symbol(symbol: sympy.Symbol, size: Size) -> int:
@@ -105,6 +131,15 @@ def _sizes_in(graph: Graph) -> Iterator[torch.SymInt]:
 def serves_several_sizes(graph: Graph) -> bool:
     """Whether other inputs than the example's may run the graph, but for sizes that depend on data."""
     return any(size.node.has_hint() for size in _sizes_in(graph))
+
+
+def is_for_one_size(graph: Graph, under_all: Sequence[Valuation]) -> bool:
+    """Whether the graph serves the example's sizes alone, since it is guarded by what no other valuation fulfils.
+
+    A learned table of positions, for one, fixes the product of rows and columns.
+    """
+    equations = [equation for equation in _equations(graph) if not equation.has(Mod, PythonMod)]
+    return any(valuation.denies(equation) for valuation in under_all[1:] for equation in equations)
 
 
 def specialise(graph: Graph) -> None:
