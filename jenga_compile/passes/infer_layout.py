@@ -17,7 +17,8 @@ from torch.fx import GraphModule, Node
 from jenga_compile.config import Carving
 from jenga_compile.passes.eligibility import short
 from jenga_compile.passes.graph import graphs_of, is_data_dependent, tensor_of
-from jenga_compile.passes.layout.proof import CrossAttention, Layout, LayoutProof, Unproven
+from jenga_compile.passes.layout.proof import CrossAttention, Layout, LayoutProof
+from jenga_compile.passes.layout.reading import Unproven
 from jenga_compile.passes.layout.symbolic import SymbolicLayout
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION

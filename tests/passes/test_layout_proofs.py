@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from jenga_compile.config import Options
-from jenga_compile.passes.layout.proof import LayoutProof, Unproven
+from jenga_compile.passes.layout.proof import LayoutProof
+from jenga_compile.passes.layout.reading import Unproven
 from tests.passes.test_infer_layout import sites
 
 
@@ -164,3 +167,87 @@ def test_the_walk_stays_linear_in_depth() -> None:
     with pytest.raises(Unproven, match="at more than 32 offsets"):
         inference.layout(query, query)
     assert len(inference._known) <= 2 * 32 * len(graph.nodes)
+
+
+class Pieces(nn.Module):
+    """Tokens put together from several embeddings; grid (3, 8, 6)."""
+
+    def __init__(self, put_together: Callable[[Any, Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.embed, self.image = (nn.Conv3d(4, 8, (1, 2, 2), stride=(1, 2, 2)) for _ in range(2))
+        self.put_together = put_together
+
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        tokens = self.put_together(self.embed, self.image, x, given)[:, None]
+        return F.scaled_dot_product_attention(tokens, tokens, tokens)[:, 0]
+
+
+def flat(volume: Tensor) -> Tensor:
+    return volume.flatten(2).transpose(1, 2)
+
+
+def written(embed: Any, image: Any, x: Tensor, given: Tensor) -> Tensor:
+    tokens = flat(embed(x)).clone()
+    tokens[:, :48] = flat(image(x[:, :, :1]))
+    return tokens
+
+
+PIECES: dict[str, tuple[Callable[[Any, Any, Tensor, Tensor], Tensor], tuple[tuple[int, int, int], int]]] = {
+    "an image as first frame": (
+        lambda embed, image, x, given: flat(torch.cat([image(x[:, :, :1]), embed(x)[:, :, 1:]], 2)),
+        ((3, 8, 6), 0),
+    ),
+    "an image's tokens first": (
+        lambda embed, image, x, given: torch.cat([flat(image(x[:, :, :1])), flat(embed(x))[:, 48:]], 1),
+        ((3, 8, 6), 0),
+    ),
+    "an image's tokens last": (
+        lambda embed, image, x, given: torch.cat([flat(embed(x))[:, :96], flat(image(x[:, :, :1]))], 1),
+        ((3, 8, 6), 0),
+    ),
+    "an image's tokens written": (written, ((3, 8, 6), 0)),
+    "frame by frame": (
+        lambda embed, image, x, given: flat(torch.cat([embed(frame) for frame in x.split(1, 2)], 2)),
+        ((3, 8, 6), 0),
+    ),
+    "later frames alone": (lambda embed, image, x, given: flat(embed(x))[:, 48:], ((2, 8, 6), 0)),
+    "given tokens first": (
+        lambda embed, image, x, given: torch.cat([given, flat(embed(x))[:, 48:]], 1),
+        ((2, 8, 6), 48),
+    ),
+    "an image before the video": (
+        lambda embed, image, x, given: torch.cat([flat(image(x[:, :, :1])), flat(embed(x))], 1),
+        ((3, 8, 6), 48),
+    ),
+    "a smaller image before the video": (
+        lambda embed, image, x, given: torch.cat([flat(image(x[:, :, :1, :8])), flat(embed(x))], 1),
+        ((3, 8, 6), 24),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_frames_of_several_embeddings_are_one_video(name: str) -> None:
+    put_together, (grid, start) = PIECES[name]
+    (site,) = sites(Pieces(put_together), torch.randn(2, 4, 3, 16, 12), torch.randn(2, 48, 8)).sites
+    assert (site.decision, site.grid, site.video) == ("carved", grid, (start, start + math.prod(grid))), site.reason
+
+
+SCATTERED: dict[str, tuple[Callable[[Any, Any, Tensor, Tensor], Tensor], str]] = {
+    "two sizes in a batch": (
+        lambda embed, image, x, given: torch.cat([flat(embed(x)), F.pad(flat(embed(x[..., :8])), (0, 0, 0, 48))]),
+        "ambiguous grid: convolutions slide over (3, 8, 4) and over (3, 8, 6)",
+    ),
+    "some tokens of a frame": (
+        lambda embed, image, x, given: flat(embed(x))[:, 7:],
+        "no grid: tokens 0 to 137 are no whole frames of the convolution over (3, 8, 6)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCATTERED)
+def test_embeddings_that_make_no_video_are_left(name: str) -> None:
+    put_together, reason = SCATTERED[name]
+    (site,) = sites(Pieces(put_together), torch.randn(2, 4, 3, 16, 12), torch.randn(2, 48, 8)).sites
+    assert site.decision == "left"
+    assert reason in site.reason

@@ -24,36 +24,15 @@ from torch.fx import Node
 from jenga_compile.config import Options
 from jenga_compile.grid import TextSide
 from jenga_compile.passes.graph import shape_of
-from jenga_compile.passes.layout.axis import Axis, Digit, merge_factors
+from jenga_compile.passes.layout.axis import Axis, Digit
 from jenga_compile.passes.layout.follow import Place, follow
+from jenga_compile.passes.layout.reading import Factored, Grid, Unproven, assembled, read
 from jenga_compile.token_context import current_context
 
 aten = torch.ops.aten
-Factors = tuple[int, ...]
-"""Sizes of the dimensions over which a tensor spreads the tokens, most significant first."""
-
-Grid = tuple[int, int, int]
 _MOST_AXES = 32
 """Axes under which a node is followed at most. A model that shifts its tokens layer by layer would show a node under
 ever more of them; its sites are left."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Factored:
-    """Tokens [start, stop) of the site were seen as a tensor of these sizes, most significant first."""
-
-    start: int
-    stop: int
-    factors: Factors
-
-    grid: Grid | None
-    """The same as (t, h, w), where a convolution slides over its rows and columns."""
-
-    in_order: bool
-    """False where the walk ends in, or meets a convolution over, a tensor that holds the tokens in another order."""
-
-    part: tuple[Node, int, int] | None = None
-    """(tensor, first, last) where this walk reached tokens [first, last) of it only; another may reach the rest."""
 
 
 _CUT_SHORT = Factored(0, 0, (), None, True)
@@ -81,10 +60,6 @@ class Layout:
     @property
     def text(self) -> int:
         return self.tokens - math.prod(self.grid)
-
-
-class Unproven(Exception):
-    """The graph does not show a layout; the text says what it shows instead."""
 
 
 class CrossAttention(Unproven):
@@ -118,7 +93,8 @@ class LayoutProof:
         tokens = shape_of(query)[2]
         facts = [self._walk(node) for node in (query, key)]
         proven = [_proven(fact, tokens) for fact in facts]
-        blind = [layout is None and not any(map(_shows, fact)) for layout, fact in zip(proven, facts, strict=True)]
+        seen = [any(part.shows or part == _CUT_SHORT for part in fact) for fact in facts]
+        blind = [layout is None and not shows for layout, shows in zip(proven, seen, strict=True)]
         if any(proven) and any(blind):
             side = "queries" if proven[1] is None else "keys"
             raise CrossAttention(f"cross-attention: only the {side} lie on the grid {proven[0] or proven[1]}")
@@ -166,7 +142,7 @@ class LayoutProof:
                 continue
             self._known[place] = _seen_at(*place, last=not above).union(*(self._known[parent] for parent in above))
             pending.pop()
-        return _whole(self._known[root])
+        return assembled(self._known[root])
 
     def _above(self, place: Place, tokens: int) -> list[Place] | None:
         """The places one op up from `place`; None if its node has been visited under `_MOST_AXES` axes before."""
@@ -203,25 +179,6 @@ def _seen_at(node: Node, axis: Axis, *, last: bool) -> frozenset[Factored]:
     return frozenset({Factored(begin, end, factors, grid, in_order, part)})
 
 
-def _whole(facts: frozenset[Factored]) -> frozenset[Factored]:
-    """The facts about whole ranges of tokens, among them those that several walks have reached part by part."""
-    whole = {fact for fact in facts if fact.part is None}
-    parts: dict[tuple[Factored, Node], list[tuple[int, int]]] = {}
-    for fact in facts:
-        if fact.part is not None:
-            node, first, last = fact.part
-            parts.setdefault((dataclasses.replace(fact, part=None), node), []).append((first, last))
-    return frozenset(whole | {fact for (fact, _), reached in parts.items() if _covers(reached, fact)})
-
-
-def _covers(reached: list[tuple[int, int]], fact: Factored) -> bool:
-    token = fact.start
-    for first, last in sorted(reached):
-        if first <= token:
-            token = max(token, last)
-    return token >= fact.stop
-
-
 def _slid_over(digits: list[Digit], node: Node) -> Grid | None:
     """The grid of tokens that are the positions of a convolution's output.
 
@@ -241,24 +198,11 @@ def _slid_over(digits: list[Digit], node: Node) -> Grid | None:
     return before[0].size if before else 1, shape[-2], shape[-1]
 
 
-def _shows(fact: Factored) -> bool:
-    """Whether a fact says anything of a grid, or of what was not seen of one."""
-    return len(fact.factors) > 1 or fact.grid is not None or fact == _CUT_SHORT
-
-
 def _read(facts: frozenset[Factored], tokens: int) -> Layout:
     if _CUT_SHORT in facts:
         raise Unproven(f"no grid: the graph shows a tensor of these {tokens} tokens at more than {_MOST_AXES} offsets")
-    shown = [fact for fact in facts if _shows(fact)]
-    if not shown:
-        raise Unproven(f"no grid: nothing in the graph splits these {tokens} tokens into frames, rows and columns")
-    best = max(shown, key=lambda fact: (fact.grid is not None, fact.stop - fact.start, -fact.start))
-    start, stop = best.start, best.stop
-    for fact in shown:
-        if fact.start < start < fact.stop < stop or start < fact.start < stop < fact.stop:
-            raise Unproven(f"ambiguous: a grid at tokens {start} to {stop}, another at {fact.start} to {fact.stop}")
-    found = [fact for fact in facts if (fact.start, fact.stop) == (start, stop)]
-    return Layout(_grid(found), start, tokens)
+    start, grid = read(facts, tokens)
+    return Layout(grid, start, tokens)
 
 
 def _proven(facts: frozenset[Factored], tokens: int) -> Layout | None:
@@ -266,26 +210,3 @@ def _proven(facts: frozenset[Factored], tokens: int) -> Layout | None:
         return _read(facts, tokens)
     except Unproven:
         return None
-
-
-def _grid(found: list[Factored]) -> Grid:
-    """The grid that all views of one range of tokens agree on."""
-    if not all(fact.in_order for fact in found):
-        raise Unproven("no grid: the tokens are in another order than the tensor that they come from")
-    convolved = sorted({fact.grid for fact in found if fact.grid is not None})
-    if len(convolved) > 1:
-        raise Unproven(f"ambiguous grid: convolutions slide over {convolved[0]} and over {convolved[1]}")
-    if convolved:
-        return convolved[0]
-    shown = sorted({fact.factors for fact in found}, key=lambda factors: (-len(factors), factors))
-    grids = [factors for factors in shown if len(factors) == 3]
-    if len(grids) > 1:
-        raise Unproven(f"ambiguous grid: the graph splits the tokens as {grids[0]} and as {grids[1]}")
-    if not grids:
-        sizes = " x ".join(map(str, shown[0]))
-        raise Unproven(f"no grid: {sizes} tokens, of which nothing says frames, rows or columns")
-    finer = [factors for factors in shown if len(factors) > 3]
-    if finer and merge_factors([*grids, *finer]) is None:
-        raise Unproven(f"ambiguous grid: the graph splits the tokens as {grids[0]} and as {finer[0]}")
-    t, h, w = grids[0]
-    return t, h, w
