@@ -67,6 +67,13 @@ class InvalidGrid(JengaError, ValueError):
     )
 
 
+class GridUnfit(JengaError, ValueError):
+    template = (
+        "no attention of the model lies on the given grid; the first, {path}: {why}. "
+        "Pass the latent grid after patchifying (t, h, w), or no grid where the graph shows it."
+    )
+
+
 class ShapeMismatch(JengaError, ValueError):
     template = (
         "jenga::{op}: {name} has shape {found}, the contract asks for {expected}. "

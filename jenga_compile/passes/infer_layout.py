@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from torch.fx import GraphModule, Node
 
 from jenga_compile.config import Carving
+from jenga_compile.errors import GridUnfit
 from jenga_compile.passes.eligibility import short
 from jenga_compile.passes.graph import graphs_of, is_data_dependent, tensor_of
-from jenga_compile.passes.layout.proof import CrossAttention, Layout, LayoutProof
+from jenga_compile.passes.layout.proof import CrossAttention, Layout, LayoutProof, Misfit
 from jenga_compile.passes.layout.reading import Unproven
 from jenga_compile.passes.layout.symbolic import SymbolicLayout
 from jenga_compile.passes.ledger import Ledger
@@ -36,6 +37,11 @@ from jenga_compile.passes.sizes import (
 
 
 def infer_layout(gm: GraphModule, ledger: Ledger) -> None:
+    """Enter the layout of every site.
+
+    Raises:
+        GridUnfit: a grid is given, and no site of a graph lies on it.
+    """
     for graph_module in graphs_of(gm):
         sites = [node for node in graph_module.graph.find_nodes(op="call_function", target=ATTENTION)]
         meant = [site for site in sites if not _is_short(site, ledger)]
@@ -72,6 +78,8 @@ def _infer(gm: GraphModule, sites: list[Node], ledger: Ledger) -> None:
         under_all = valuations(gm.graph)
         stories = [_proofs(sites, ledger, valuation) for valuation in under_all]
         found = _symbolic(gm, sites, stories, under_all)
+    if ledger.options.grid is not None:
+        _check_given(sites, stories[0], ledger)
     for place, site in enumerate(sites):
         number = site.args[5]
         assert isinstance(number, int)
@@ -83,6 +91,15 @@ def _infer(gm: GraphModule, sites: list[Node], ledger: Ledger) -> None:
             ledger.settle(number, grid=first.grid, video=(first.start, first.stop), text=text)
         else:
             ledger.settle(number, **_left(stories[0][place]))
+
+
+def _check_given(sites: list[Node], stories: list[Layout | Unproven], ledger: Ledger) -> None:
+    misfits = [(site, story) for site, story in zip(sites, stories, strict=True) if isinstance(story, Misfit)]
+    if misfits and not any(isinstance(story, Layout) for story in stories):
+        site, why = misfits[0]
+        number = site.args[5]
+        assert isinstance(number, int)
+        raise GridUnfit(path=ledger[number].path, why=why)
 
 
 def _left(story: Layout | Unproven) -> dict[str, object]:

@@ -62,6 +62,10 @@ class Layout:
         return self.tokens - math.prod(self.grid)
 
 
+class Misfit(Unproven):
+    """The given grid cannot be that of the site."""
+
+
 class CrossAttention(Unproven):
     """Queries and keys are shown to be different tokens, as many of them as there may be."""
 
@@ -104,7 +108,7 @@ class LayoutProof:
         """The given grid, unless the graph proves another one; its place as given, or from the graph or the sizes."""
         video, tokens = math.prod(grid), shape_of(query)[2]
         if video > tokens:
-            raise Unproven(f"the given grid {grid} has {video} tokens, the site {tokens}")
+            raise Misfit(f"the given grid {grid} has {video} tokens, the site {tokens}")
         shown = [self._walk(node) for node in (query, key)]
         proven = [layout for layout in (_proven(facts, tokens) for facts in shown) if layout is not None]
         starts = {"before": {tokens - video}, "after": {0}, None: {0, tokens - video}}[text]
@@ -114,12 +118,12 @@ class LayoutProof:
                 raise CrossAttention(f"only one of queries and keys lies on grid {layout.grid}")
             if layout.grid != grid or (text is not None and layout.start not in starts):
                 given = f"{grid}" + (f" with text {text}" if text else "")
-                raise Unproven(f"the given grid {given} contradicts {layout}, which the graph shows: leave it out")
+                raise Misfit(f"the given grid {given} contradicts {layout}, which the graph shows")
             return layout
         if text is None:
             starts = {fact.start for facts in shown for fact in facts if fact.stop - fact.start == video} or starts
         if len(starts) > 1:
-            raise Unproven(f"the given grid {grid} fits at tokens {sorted(starts)}: say text='before' or 'after'")
+            raise Misfit(f"the given grid {grid} fits at tokens {sorted(starts)}: say text='before' or 'after'")
         return Layout(grid, starts.pop(), tokens)
 
     def _walk(self, node: Node) -> frozenset[Factored]:
