@@ -11,6 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from jenga_compile.backend import compile_graph, read_options
+from jenga_compile.dynamo_state import untouched
 from jenga_compile.errors import NothingTraced
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.report import Report
@@ -26,7 +27,7 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
         options: as for `torch.compile(model, backend="jenga", options=...)`; a compiled model's own are not known here.
 
     The call is taken as one without gradients, and `strict` raises nothing. Only shapes are computed: a model whose
-    Python reads values (`.item()`) reads zeros.
+    Python reads values (`.item()`) reads zeros. Nothing is left behind: a later `torch.compile` finds Dynamo as it was.
 
     Returns:
         The sites of all graphs that Dynamo makes of the call, in order.
@@ -46,7 +47,7 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
         return stand_in
 
     bare = getattr(model, "_orig_mod", model)
-    with torch.no_grad(), _as_written(bare), torch._dynamo.config.patch(_UNLIMITED):
+    with torch.no_grad(), untouched(), _as_written(bare), torch._dynamo.config.patch(_UNLIMITED):
         torch.compile(bare, backend=backend, dynamic=False)(*args, **kwargs)
     if not reports:
         raise NothingTraced(model=type(bare).__name__)
@@ -54,7 +55,7 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
 
 
 _UNLIMITED = {"recompile_limit": 2**31 - 1, "accumulated_recompile_limit": 2**31 - 1}
-"""Every explanation compiles anew, beside whatever the model's code was compiled for before."""
+"""One function may make any number of graphs in a call, as where a graph breaks in every one of many blocks."""
 
 
 @contextlib.contextmanager

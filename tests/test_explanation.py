@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo import convert_frame
 
 from jenga_compile import Report, explain
 from jenga_compile.backend import jenga
@@ -52,6 +54,78 @@ def test_a_compiled_model_is_explained_and_stays_compiled(compiled: Any) -> None
     assert (report.seen, report.carved) == (2, 2)
     with torch.no_grad(), torch.compiler.set_stance("fail_on_recompile"):
         assert torch.equal(model(*INPUTS), before)
+
+
+class Breaking(nn.Module):
+    """Its graph breaks, also in a function that every call defines anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dit = PlainDiT()
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        torch._dynamo.graph_break()
+
+        def inner(*inputs: torch.Tensor) -> Any:
+            torch._dynamo.graph_break()
+            return self.dit(*inputs)
+
+        return inner(*inputs)
+
+
+def hooked() -> nn.Module:
+    model = PlainDiT()
+    model.register_forward_pre_hook(lambda module, inputs: None)
+    return model
+
+
+MODELS = pytest.mark.parametrize("make", [PlainDiT, Breaking, hooked])
+
+
+@MODELS
+def test_explaining_takes_nothing_from_the_recompile_limit(make: Any) -> None:
+    torch._dynamo.reset()
+    model = make().eval()
+    for _ in range(torch._dynamo.config.recompile_limit + 1):
+        assert explained(model).carved == 2
+    reports: list[Report] = []
+    compiled = torch.compile(model, backend=jenga, options=OPTIONS | {"inner": "eager", "on_report": reports.append})
+    with torch.no_grad():
+        compiled(*INPUTS)
+    assert sum(reports, Report()).carved == 2
+
+
+def compiled_codes() -> dict[int, int]:
+    """Graphs by the code that holds them."""
+    codes = [code for code in map(lambda reference: reference(), convert_frame.input_codes.seen) if code is not None]
+    return {id(code): count for code in codes if (count := len(_debug_get_cache_entry_list(code)))}
+
+
+@MODELS
+def test_explaining_keeps_what_was_compiled_and_adds_nothing(make: Any) -> None:
+    torch._dynamo.reset()
+    model = make().eval()
+    explained(model)
+    assert not compiled_codes()
+    compiled = wrapped(model)
+    with torch.no_grad():
+        compiled(*INPUTS)
+    before = compiled_codes()
+    assert before
+    assert [site.path for site in explained(model).sites] == [site.path for site in explained(make()).sites]
+    assert compiled_codes() == before
+    with torch.no_grad(), torch.compiler.set_stance("fail_on_recompile"):
+        compiled(*INPUTS)
+
+
+def test_explaining_one_size_makes_no_other_dynamic() -> None:
+    torch._dynamo.reset()
+    model, inputs = PlainDiT().eval(), []
+    explained(model)
+    compiled = torch.compile(model, backend=lambda gm, examples: inputs.extend(examples) or gm.forward)
+    with torch.no_grad():
+        compiled(latents(h=20), prompt())
+    assert not any(isinstance(value, torch.SymInt) for value in inputs)
 
 
 def test_on_the_meta_device_nothing_is_needed() -> None:
