@@ -147,6 +147,8 @@ def _size(text: str) -> tuple[int, int]:
 def _explain(parsed: argparse.Namespace) -> str:
     if parsed.model is None and not parsed.list:
         parsed.parser.error("name a model, or --list them")
+    if parsed.model is not None and parsed.list:
+        parsed.parser.error(f"--list names all models: leave out {parsed.model!r}, or --list to explain it")
 
     from jenga_compile.forecast import Request
     from jenga_compile.forecast_text import listed, run

@@ -28,6 +28,7 @@ ONE_A_CALL = {(entry.transformer, entry.call): entry for entry in reversed(CATAL
 
 BAD: dict[str, tuple[list[str], str]] = {
     "no model": ([], "name a model, or --list them"),
+    "list": (["--list", "nonsense"], "--list names all models: leave out 'nonsense'"),
     "model": (["hunyuan-vido"], "the nearest is 'hunyuan-video'. `jenga explain --list` names them all"),
     "height": (["hunyuan-video", "--size", "700x1280"], "height=700 is not a positive multiple of the model's patch"),
     "near": (["hunyuan-video", "--size", "720x1281"], "16 pixels. Use 1280 or 1296"),
