@@ -12,7 +12,7 @@ from torch._dynamo import convert_frame
 
 from jenga_compile import Report, explain
 from jenga_compile.backend import jenga
-from tests.passes.plain_dit import PlainDiT, latents, prompt
+from tests.passes.plain_dit import WIDTH, PlainDiT, latents, prompt
 
 OPTIONS = {"min_blocks": 1}
 INPUTS = (latents(), prompt())
@@ -147,3 +147,38 @@ def test_the_models_own_argument_names_are_free() -> None:
 
     torch._dynamo.reset()
     assert explain(Named(), model=torch.ones(3)).seen == 0
+
+
+class Renamed(nn.Module):
+    def __init__(s) -> None:
+        super().__init__()
+        s.L = PlainDiT()
+
+    def forward(s, *inputs: torch.Tensor) -> Any:
+        return s.L(*inputs)
+
+
+class Unprompted(PlainDiT):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x, x.new_zeros(len(x), 5, WIDTH))
+
+
+RENAMED = Renamed()
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"),
+    [
+        (PlainDiT(), ""),
+        (hooked(), ""),
+        (Renamed(), "L."),
+        (nn.Sequential(nn.Identity(), nn.Sequential(Unprompted())), "1.0."),
+        (lambda *inputs: RENAMED(*inputs), "RENAMED.L."),
+    ],
+    ids=["plain", "hooked", "renamed", "sequential", "function"],
+)
+def test_paths_start_below_the_model_whatever_it_calls_itself(model: Any, prefix: str) -> None:
+    torch._dynamo.reset()
+    inputs = INPUTS[:1] if isinstance(model, nn.Sequential) else INPUTS
+    report = explain(model, *inputs, options=OPTIONS)
+    assert [site.path for site in report.sites] == [f"{prefix}blocks.{layer}" for layer in (0, 1)]

@@ -93,8 +93,16 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     if not stack:
         return "<root>"
-    source = str(list(stack.values())[-1][0])
-    names = re.findall(r"\w+", source)
-    hidden = {"L", "self", "__self__", "__dict__", "_modules", "_orig_mod"}
-    path = ".".join(name for name in names if name not in hidden)
-    return path or "<root>"
+    sources = [_names(str(source)) for source, _ in stack.values()]
+    outermost, path = sources[0], sources[-1]
+    # The module whose forward is compiled made no call of its own: where the stack starts below it, its name is only
+    # what its forward calls it. `fn` is Dynamo's name for a module of PyTorch's own that is compiled.
+    if len(outermost) > 1 or path[:1] in (["self"], ["fn"]):
+        path = path[1:]
+    return ".".join(path) or "<root>"
+
+
+def _names(source: str) -> list[str]:
+    """A variable and the attributes that lead from it to a module: `L['self']._modules['a'].b` is self, a, b."""
+    hidden = {"__self__", "__dict__", "_modules", "_orig_mod"}
+    return [name for name in re.findall(r"\w+", re.sub(r"^[LG]\b", "", source)) if name not in hidden]
