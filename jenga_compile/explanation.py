@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.fx import GraphModule, Node
 
 from jenga_compile.backend import compile_graph, read_options
 from jenga_compile.dynamo_state import untouched
-from jenga_compile.errors import NothingTraced
+from jenga_compile.errors import JengaError, NothingTraced
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.report import Report
 
@@ -34,6 +35,7 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
 
     Raises:
         UnknownOption, OptionOutOfRange, OptionOfWrongType: the options are not as documented.
+        GridUnfit: no attention lies on the given grid.
         NothingTraced: Dynamo could make no graph of the call.
     """
     parsed = dataclasses.replace(read_options(options), inner="aot_eager", mode=None)
@@ -48,10 +50,19 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
 
     bare = getattr(model, "_orig_mod", model)
     with torch.no_grad(), untouched(), _as_written(bare), torch._dynamo.config.patch(_UNLIMITED):
-        torch.compile(bare, backend=backend, dynamic=False)(*args, **kwargs)
+        _traced(torch.compile(bare, backend=backend, dynamic=False), *args, **kwargs)
     if not reports:
         raise NothingTraced(model=type(bare).__name__)
     return sum(reports, Report())
+
+
+def _traced(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    try:
+        compiled(*args, **kwargs)
+    except BackendCompilerFailed as failed:
+        if isinstance(failed.inner_exception, JengaError):
+            raise failed.inner_exception from None
+        raise
 
 
 _UNLIMITED = {"recompile_limit": 2**31 - 1, "accumulated_recompile_limit": 2**31 - 1}

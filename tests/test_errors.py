@@ -27,6 +27,7 @@ from jenga_compile.presets import find_preset
 from jenga_compile.report import Site
 from jenga_compile.self_check import check_order
 from jenga_compile.token_context import token_grid
+from tests.passes.plain_dit import PlainDiT, latents, prompt
 
 Q = torch.randn(1, 2, 300, 16)
 KNOBS = knobs.make_knobs(0.5, 0.0)
@@ -93,6 +94,10 @@ class Untraceable(torch.nn.Module):
         return x + 1
 
 
+def grid_unfit() -> None:
+    explain(PlainDiT(layers=1), latents(), prompt(), options={"grid": (3, 6, 8), "min_blocks": 1})
+
+
 def nothing_traced() -> None:
     explain(Untraceable(), Q)
 
@@ -138,6 +143,7 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.VideoSpanOutOfRange: (lambda: carved(video_start=20), "a grid of 288 tokens from position 20"),
     errors.BlockListOutOfRange: (attend_lists_out_of_range, "range over"),
     errors.OrderMatters: (lambda: check_order(in_order, (torch.ones(24),)), "output 0"),
+    errors.GridUnfit: (grid_unfit, "the given grid (3, 6, 8) contradicts (3, 8, 6) from token 0"),
     errors.GridNotSet: (lambda: carved(told=True), "over 300 tokens"),
     errors.OtherGridTold: (other_grid, "tells a token grid of 2x2x2"),
     errors.UnknownMask: (lambda: carved(blocks=99_999), "handle 99999"),
