@@ -54,6 +54,9 @@ class Site:
     reordered: bool = False
     """Whether a carved site gets its tokens in order, instead of gathering them itself."""
 
+    apart: str = ""
+    """Why a carved site gathers its tokens itself."""
+
     @property
     def gathers_in(self) -> int:
         """Token gathers that the site makes by itself on its way in: q, k and v."""
@@ -157,7 +160,9 @@ class Report:
     def __str__(self) -> str:
         gathers = f"gathers {self.gathers_in} in, {self.gathers_out} out"
         head = f"attention: {self.seen} seen, {self.carved} carved, {self.left} left; {gathers}"
-        return "\n".join([head, *_table(self.sites)])
+        apart = Counter(site.apart for site in self.sites if site.apart)
+        notes = [f"  {count} carved gather their tokens by themselves: {why}" for why, count in apart.items()]
+        return "\n".join([head, *_table(self.sites), *notes])
 
     def summary(self) -> str:
         """One line, reasons counted."""

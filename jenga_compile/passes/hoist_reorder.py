@@ -39,49 +39,54 @@ _MOST_CUTS = 4
 
 
 def hoist_reorder(gm: GraphModule, ledger: Ledger) -> None:
-    if not ledger.options.hoist:
-        return
     for graph_module in graphs_of(gm):
-        if _sites(graph_module.graph):
-            _hoist(graph_module, ledger)
+        sites = graph_module.graph.find_nodes(op="call_function", target=CARVED)
+        within = [site for site in sites if not _is_told_anew(site)]
+        why = _hoist(graph_module, ledger) if within and ledger.options.hoist else _OFF
+        for site in sites:
+            apart = why if site in within else _TOLD_ANEW
+            ledger.settle(site.meta["jenga_site"], reordered=apart is None, apart=apart or "")
 
 
-def _sites(graph: Graph) -> list[Node]:
-    """Sites that can be reordered in the graph; where each call tells the grid, only if all have one size."""
-    sites = graph.find_nodes(op="call_function", target=CARVED)
-    if not serves_several_sizes(graph):
-        return list(sites)
-    return [site for site in sites if not site.args[TOLD]]
+_OFF = "hoist is off"
+_TOLD_ANEW = "each call tells the grid, and the graph serves several sizes"
 
 
-def _hoist(gm: GraphModule, ledger: Ledger) -> None:
-    """Hoist in a copy of the graph, which takes the graph's place if everything about it is in order."""
+def _is_told_anew(site: Node) -> bool:
+    """Whether another call may bring another grid than the one that its order would be planned for."""
+    return bool(site.args[TOLD]) and serves_several_sizes(site.graph)
+
+
+def _hoist(gm: GraphModule, ledger: Ledger) -> str | None:
+    """Hoist in a copy of the graph, which takes the graph's place if everything about it is in order; or why not."""
     if _depends_on_strides(gm.graph):
-        return
+        return "an op reads storage, or draws random numbers in its order"
     copy = Graph()
     copy.output(copy.graph_copy(gm.graph, {}))
     copy.output_node().meta = dict(gm.graph.output_node().meta)
-    sites = _sites(copy)
+    sites = [site for site in copy.find_nodes(op="call_function", target=CARVED) if not _is_told_anew(site)]
     under_all = valuations(gm.graph)
     found = _agreed_plans(copy, sites, under_all)
-    if found is None or not _pays(found[0], sites, under_all[0]):
-        return
+    if found is None:
+        return "other sizes would take other gathers"
+    if not _pays(found[0], sites, under_all[0]):
+        return "gathers outside would move no less"
     try:
         write_gathers(copy, found, sites, under_all)
     except Unwritable:
-        return
+        return "a size that a gather needs is computed inside the graph"
     for valuation in under_all:
         valuation.shapes.clear()
         with under(valuation):
-            if verify_reorder(copy) is not None:
-                return
+            fault = verify_reorder(copy)
+            if fault is not None:
+                return fault
     gm.graph = copy
     gm.recompile()
     gathers = found[0].gathers
     outward = sum(gather.inverse for gather in gathers)
     ledger.add_gathers(len(gathers) - outward, outward)
-    for site in sites:
-        ledger.settle(site.meta["jenga_site"], reordered=True)
+    return None
 
 
 def _depends_on_strides(graph: Graph) -> bool:
