@@ -11,10 +11,13 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from jenga_compile.config import Carving
 from jenga_compile.grid import BLOCK
-from jenga_compile.passes.graph import is_data_dependent
+from jenga_compile.passes.graph import is_data_dependent, tensor_of
 from jenga_compile.passes.sizes import Size, hint_of
+from jenga_compile.passes.written.parts import whole_of
 
 HANGS_ON_DATA = "a size that depends on data"
+UNKNOWN_SIZES = "its sizes were not known to agree"
+"""Why a pass left what it now would take: a size has been specialised since it asked."""
 
 
 def not_inference(out: torch.Tensor) -> str | None:
@@ -40,13 +43,25 @@ def _recorded(out: torch.Tensor) -> str | None:
     return None
 
 
-def not_meant(queries: Size, keys: Size, carving: Carving) -> str | None:
-    """Why attention of these sizes is no large self-attention; None if it is. No guard is added."""
-    found, others = hint_of(queries), hint_of(keys)
-    if not statically_known_true(queries == keys):
-        apart = "" if found != others else ", as many only by chance"
-        return f"cross-attention: {found} queries, {others} keys{apart}"
-    return short(found, "tokens", carving) if carving.is_short(found) else None
+def not_meant(queries: Node, dim: int, keys: Size, carving: Carving) -> str | None:
+    """Why attention of the tokens along `dim` to so many keys is no large self-attention; None if it is.
+
+    No guard is added.
+    """
+    size = tensor_of(queries).shape[dim]
+    if not statically_known_true(size == keys):
+        return not_self(queries, dim, keys)
+    return short(hint_of(size), "tokens", carving) if carving.is_short(hint_of(size)) else None
+
+
+def not_self(queries: Node, dim: int, keys: Size) -> str:
+    """Why attention whose queries are not as many as its keys is none of tokens to themselves."""
+    size = tensor_of(queries).shape[dim]
+    found, others = hint_of(size) or "data-dependent", hint_of(keys) or "data-dependent"
+    if found != others and hint_of(whole_of(queries, dim, keys)) == others:
+        return f"part of the queries: {found} of {others}"
+    by_chance = ", as many only by chance" if found == others != "data-dependent" else ""
+    return f"cross-attention: {found} queries, {others} keys{by_chance}"
 
 
 def short(tokens: int, what: str, carving: Carving) -> str:

@@ -50,8 +50,9 @@ def open_attention_layers(gm: GraphModule, ledger: Ledger) -> None:
 
 def check(layer: AttentionLayer, carving: Carving) -> str | None:
     """Why a layer is not opened; None if it is."""
-    queries, keys = (tensor_of(tensor).shape[layer.tokens] for tensor in layer.tensors[:2])
-    rejection = not_rewritable(layer.tensors, layer.out) or not_meant(queries, keys, carving)
+    queries, keys, _ = layer.tensors
+    sizes = layer.tokens, tensor_of(keys).shape[layer.tokens]
+    rejection = not_rewritable(layer.tensors, layer.out) or not_meant(queries, *sizes, carving)
     if rejection is not None:
         return rejection
     if layer.name != ENCODER and not _is_only_result(layer.node):

@@ -5,12 +5,15 @@ Before   scores:  [B, H, L, L] = q @ k^T * s, masked or biased            q, k, 
          out:     [B, H, L, D] = weights @ v
 After    out:     [B, H, L, D] = scaled_dot_product_attention(q, k, v, attn_mask=m, scale=s)
 
+So too exponentials that are multiplied by v first and divided by their sum then.
+
 Legal because the call is the same function; it rounds in other places: it keeps scores in float32 where the model may
 not. Types are those of the most precise of what goes in, the result's type and memory format stay as they were.
 Fires on   large self-attention by matmul, bmm, baddbmm or einsum in any order of dimensions, a softmax or exponentials
            over their sum, scaled anywhere, masked by fill, by `where` or by addition.
 Leaves     weights or scores that are used elsewhere or changed otherwise, dropout, broadcasting, learned factors,
-           writes in between, gradients, cross-attention and short sequences; `enter_other_attention` says which.
+           writes in between, gradients, cross-attention, a part of the queries and short sequences;
+           `enter_other_attention` says which.
 Loses      a sample whose every key is dropped: 0 here, not the mean value or NaN.
 """
 
@@ -33,16 +36,11 @@ from jenga_compile.passes.eligibility import not_meant, not_rewritable
 from jenga_compile.passes.graph import graphs_of, tensor_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.sizes import hint_of
-from jenga_compile.passes.written.attention import (
-    Operand,
-    WrittenAttention,
-    is_stacked,
-    read_attention,
-    softmax_of,
-)
+from jenga_compile.passes.written.attention import Operand, WrittenAttention, is_stacked, read_attention
 from jenga_compile.passes.written.mutation import Timeline
 from jenga_compile.passes.written.product import Labels
 from jenga_compile.passes.written.scores import Size, Term
+from jenga_compile.passes.written.softmax import softmax_of
 from jenga_compile.passes.written.stacks import stack_labels
 
 
@@ -60,24 +58,21 @@ def recognise_attention(gm: GraphModule, ledger: Ledger) -> None:
 
 def check(written: WrittenAttention, carving: Carving) -> str | None:
     """Why an attention that could be one call is not made one; None if it is."""
-    out = tensor_of(written.out.node)
+    out = tensor_of(written.end)
     inputs = (operand.node for operand in (written.query, written.key, written.value))
-    sizes = _size(written.query, written.queries), _size(written.key, written.scores.keys)
-    rejection = not_rewritable(inputs, out) or not_meant(*sizes, carving)
+    tokens = written.query.labels.index(written.queries)
+    keys = tensor_of(written.key.node).shape[written.key.labels.index(written.scores.keys)]
+    rejection = not_rewritable(inputs, out) or not_meant(written.query.node, tokens, keys, carving)
     if rejection is not None:
         return rejection
-    if _dtype(written) != out.dtype and _is_autocast(written.out.node):
+    if _dtype(written) != out.dtype and _is_autocast(written.end):
         return f"{_dtype(written)} scores and {out.dtype} values under autocast"
     return None
 
 
-def _size(operand: Operand, label: str) -> Size:
-    return tensor_of(operand.node).shape[operand.labels.index(label)]
-
-
 def _dtype(written: WrittenAttention) -> torch.dtype:
     """The least precise type that holds what the scores and the result are made of."""
-    product, out = written.scores.product.node, written.out.node
+    product, out = written.scores.product.node, written.end
     dtype = tensor_of(out).dtype
     for operand in (written.query, written.key):
         dtype = torch.promote_types(dtype, _narrower(operand.node, product))
@@ -118,7 +113,7 @@ class _Rewriter:
         self.groupings = written.scores.groupings
 
     def run(self) -> None:
-        written, out = self.written, self.written.out.node
+        written, out = self.written, self.written.end
         example = tensor_of(out)
         assert isinstance(example, FakeTensor)
         with self.graph.inserting_before(out), example.fake_mode, without_autocast(example), torch.no_grad():
@@ -179,7 +174,7 @@ class _Rewriter:
 
     def _as_it_lay(self, result: Node) -> Node:
         """The result with the shape and the strides of the product that it replaces."""
-        written, out = self.written, tensor_of(self.written.out.node)
+        written, out = self.written, tensor_of(self.written.end)
         sizes, chosen = self.groupings[-1], self.groupings[written.grouping]
         shaped = self._regrouped(self._out_of_two(result, chosen), chosen, sizes)
         turned = self._turned(shaped, (*stack_labels(len(sizes)), written.queries, "d"), written.out_labels)
@@ -233,13 +228,13 @@ class _Rewriter:
         return self._described(made, function(*map(_example, args), **named))
 
     def _described(self, made: Node, example: torch.Tensor) -> Node:
-        made.meta = {**self.written.out.node.meta, "example_value": example}
+        made.meta = {**self.written.end.meta, "example_value": example}
         return made
 
     def _erase(self) -> None:
         written = self.written
         doomed = {*written.nodes, *written.query.peeled, *written.key.peeled, *written.value.peeled}
-        self.graph.erase_node(written.out.node)
+        self.graph.erase_node(written.end)
         for node in reversed([node for node in self.graph.nodes if node in doomed]):
             if not node.users:
                 self.graph.erase_node(node)

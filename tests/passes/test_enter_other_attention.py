@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from jenga_compile import Report, explain
+from jenga_compile.backend import jenga
 
 WEIGHT = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
 CODEBOOK = nn.Parameter(WEIGHT)
@@ -69,6 +71,83 @@ NO_ATTENTION: dict[str, Call] = {
 }
 
 
+def scores(x: Tensor) -> Tensor:
+    return heads(x) @ heads(x).mT * 0.3
+
+
+def sink(x: Tensor) -> Tensor:
+    s = scores(x)
+    return torch.cat([s, s.new_zeros(3, 2, 24, 1)], -1).softmax(-1)[..., :-1] @ heads(x)
+
+
+def sink_ahead(x: Tensor) -> Tensor:
+    s = torch.cat((torch.ones(1, 2, 1, 1).expand(3, 2, 24, 1), scores(x)), dim=-1)
+    s = s - s.max(dim=-1, keepdim=True).values
+    return F.softmax(s, dim=-1, dtype=torch.float32).narrow(-1, 1, 24) @ heads(x)
+
+
+def sink_late(x: Tensor) -> Tensor:
+    s = scores(x)
+    top = s.amax(-1, keepdim=True)
+    e = (s - top).exp()
+    return e @ heads(x) / (e.sum(-1, keepdim=True) + (0.5 - top).exp())
+
+
+def softmax1(x: Tensor) -> Tensor:
+    e = scores(x).exp()
+    return e / (1 + e.sum(-1, keepdim=True)) @ heads(x)
+
+
+def masked_exponentials(x: Tensor) -> Tensor:
+    e = scores(x).exp() * torch.ones(24)
+    return (e @ heads(x)) * e.sum(dim=[-1])[..., None].reciprocal()
+
+
+def manual_logarithm(x: Tensor) -> Tensor:
+    s = scores(x)
+    return (s - s.exp().sum(-1, keepdim=True).log()).exp() @ heads(x)
+
+
+def logarithm_and_sink(x: Tensor) -> Tensor:
+    s = scores(x)
+    return (s - F.softplus(s.logsumexp(-1, keepdim=True))).exp() @ heads(x)
+
+
+def two_values(x: Tensor) -> Tensor:
+    e = scores(x).exp()
+    total = e.sum(-1, keepdim=True)
+    return (e @ heads(x)) / total + (e @ heads(x * 2)) / total
+
+
+UNREAD = "its exponentials and their sum are not read as a softmax"
+NORMALISED: dict[str, tuple[Call, str]] = {
+    "sink": (sink, "cat between the product and the softmax"),
+    "sink ahead": (sink_ahead, "cat between the product and the softmax"),
+    "sink padded": (
+        lambda x: F.pad(scores(x), (0, 1)).softmax(-1).split([24, 1], -1)[0] @ heads(x),
+        "pad between the product and the softmax",
+    ),
+    "sink late": (sink_late, UNREAD),
+    "softmax1": (softmax1, UNREAD),
+    "masked exponentials": (masked_exponentials, UNREAD),
+    "powers of two": (lambda x: (e := scores(x).exp2()) / e.sum(-1, True) @ heads(x), UNREAD),
+    "manual logarithm": (manual_logarithm, UNREAD),
+    "logarithm and sink": (logarithm_and_sink, UNREAD),
+    "two values": (two_values, "the weights are used elsewhere too"),
+}
+
+NOT_NORMALISED: dict[str, Call] = {
+    "exponentials": lambda x: scores(x).exp() @ heads(x),
+    "kernel": lambda x: (scores(x) - heads(x).square().sum(-1, keepdim=True)).exp() @ heads(x),
+    "sum of something else": lambda x: scores(x).exp() @ heads(x) / heads(x).sum(-1, keepdim=True),
+    "no values": lambda x: (e := scores(x).exp()) / e.sum(-1, keepdim=True),
+    "of no product": lambda x: (e := heads(x).exp()) / (1 + e.sum(-1, keepdim=True)) @ heads(x).mT,
+    "of a projection": lambda x: (e := (x @ CODEBOOK).exp()) / (1 + e.sum(-1, keepdim=True)) @ x.mT,
+    "cut from features": lambda x: x[..., :4].softmax(-1) @ WEIGHT[:4],
+    "cut from a projection": lambda x: torch.cat([x @ CODEBOOK, x], -1).softmax(-1)[..., :16] @ WEIGHT,
+}
+
+
 class Attention(nn.Module):
     def __init__(self, call: Call) -> None:
         super().__init__()
@@ -101,6 +180,74 @@ def test_large_attention_that_cannot_be_rewritten_is_meant_to_be_carved() -> Non
     (site,) = sites(Attention(with_weights)).sites
     assert site.reason == "written out: the weights are used elsewhere too"
     assert site.intended
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_attention_with_another_normalisation_is_entered_once(name: str) -> None:
+    call, reason = NORMALISED[name]
+    (site,) = sites(Attention(call)).sites
+    assert (site.batch, site.heads, site.queries, site.keys, site.head_dim) == (3, 2, 24, 24, 8)
+    assert site.reason == f"written out: {reason}"
+    assert site.intended
+    assert not sites(Attention(call), min_blocks=8).sites[0].intended
+
+
+@pytest.mark.parametrize("name", NOT_NORMALISED)
+def test_what_is_not_normalised_over_keys_is_not_entered(name: str) -> None:
+    assert sites(Attention(NOT_NORMALISED[name])).seen == 0
+
+
+def test_keys_of_two_kinds_are_entered_once() -> None:
+    def joint(x: Tensor) -> Tensor:
+        text = heads(x[:, :5])
+        weights = torch.cat([heads(x) @ text.mT, scores(x)], -1).softmax(-1)
+        return weights[..., :5] @ text + weights[..., 5:] @ heads(x)
+
+    (site,) = sites(Attention(joint)).sites
+    assert (site.queries, site.keys) == (24, 24)
+    assert site.reason == "written out: cat between the product and the softmax"
+    assert site.intended
+
+
+def test_strict_finds_a_sink() -> None:
+    torch._dynamo.reset()
+    options = {"inner": "eager", "min_blocks": 1, "strict": True}
+    compiled = torch.compile(Attention(sink), backend=jenga, options=options)
+    with (
+        torch.no_grad(),
+        pytest.raises(BackendCompilerFailed, match="written out: cat between the product"),
+    ):
+        compiled(torch.randn(3, 24, 16))
+
+
+def part(x: Tensor) -> Tensor:
+    q = heads(x)
+    return torch.cat([(one @ q.mT).softmax(-1) @ q for one in q.chunk(2, 2)], 2)
+
+
+def test_parts_of_the_queries_are_meant_to_be_carved() -> None:
+    found = sites(Attention(part)).sites
+    assert [site.reason for site in found] == ["part of the queries: 12 of 24"] * 2
+    assert [(site.queries, site.keys, site.intended) for site in found] == [(12, 24, True)] * 2
+
+
+def test_parts_of_queries_that_cannot_be_read_are_meant_to_be_carved() -> None:
+    def call(x: Tensor) -> Tensor:
+        e = (heads(x)[:, :, :7] @ heads(x).mT).exp()
+        return e / (1 + e.sum(-1, keepdim=True)) @ heads(x)
+
+    (site,) = sites(Attention(call)).sites
+    assert (site.queries, site.keys, site.intended) == (7, 24, True)
+
+
+def test_a_part_of_the_queries_of_other_functions_is_meant_to_be_carved() -> None:
+    layer = nn.MultiheadAttention(16, 2, batch_first=True)
+    flex, own = sites(
+        Attention(lambda x: layer(x[:, :9], x, x)[0] + flex_attention(heads(x)[:, :, :9], heads(x), heads(x)).sum())
+    ).sites
+    assert {flex.reason, own.reason} >= {"part of the queries: 9 of 24"}
+    assert flex.intended
+    assert own.intended
 
 
 def test_the_path_is_that_of_the_product_with_the_values() -> None:

@@ -287,6 +287,56 @@ def test_softmaxes(name: str) -> None:
     check(lambda q, k, v: softmax(q @ k.mT * SCALE) @ v, q, k, v, exact(q, k, v))
 
 
+def late(s: Tensor, v: Tensor) -> Tensor:
+    e = (s - s.amax(-1, keepdim=True)).exp()
+    return e @ v / e.sum(-1, keepdim=True)
+
+
+def late_in_place(s: Tensor, v: Tensor) -> Tensor:
+    e = s.sub_(s.amax(-1, True)).exp_()
+    total = e.sum((-1,), True)
+    out = e @ v
+    out /= total
+    return out
+
+
+def late_keys_first(s: Tensor, v: Tensor) -> Tensor:
+    e = s.mT.exp()
+    return (v.mT @ e / e.sum(-2, keepdim=True)).mT
+
+
+def late_typed(s: Tensor, v: Tensor) -> Tensor:
+    e = torch.exp(s.float())
+    return torch.div(e.to(v.dtype) @ v, e.sum(-1, keepdim=True))
+
+
+LATE: dict[str, Call] = {
+    "late": late,
+    "late_in_place": late_in_place,
+    "late_keys_first": late_keys_first,
+    "late_typed": late_typed,
+    "late_masked": lambda s, v: late(s.masked_fill(~padding(), -INF), v),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_exponentials_that_are_divided_behind_the_values(name: str) -> None:
+    q, k, v = tensors()
+    added = torch.zeros(padding().shape, dtype=torch.double)
+    added = added.masked_fill(~padding(), -INF) if name == "late_masked" else added
+    check(lambda q, k, v: LATE[name](q @ k.mT * SCALE, v), q, k, v, exact(q, k, v, added))
+
+
+@pytest.mark.parametrize("name", ["late", "late_in_place", "late_typed"])
+def test_exponentials_that_are_divided_late_in_other_types(name: str) -> None:
+    q, k, v = tensors(HALF)
+    outcome = recognise(lambda q, k, v: LATE[name](q @ k.mT * SCALE, v), q, k, v)
+    assert outcome.calls == 1
+    eager = LATE[name](q @ k.mT * SCALE, v)
+    assert outcome.out.dtype == eager.dtype
+    assert_rounding(outcome.out.to(HALF), exact(q, k, v), eager.to(HALF), v)
+
+
 HALF = torch.bfloat16
 CASTS: dict[str, Call] = {
     "none": lambda q, k, v: (q @ k.mT * SCALE).softmax(-1) @ v,
@@ -392,6 +442,43 @@ def scores_seen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return scores.softmax(-1) @ v, scores.mean()
 
 
+def late_seen(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    e = (q @ k.mT * SCALE).exp()
+    out = e @ v
+    return out / e.sum(-1, keepdim=True), out
+
+
+def late_sum_seen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    e = (q @ k.mT * SCALE).exp()
+    total = e.sum(-1, keepdim=True)
+    return e @ v / total + total
+
+
+def late_values_changed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    e, v = (q @ k.mT * SCALE).exp(), v * 1
+    out = e @ v
+    v.zero_()
+    return out / e.sum(-1, keepdim=True) + v
+
+
+def late_exponentials_changed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    e = (q @ k.mT * SCALE).exp()
+    out = e @ v
+    e.mul_(2)
+    return out / e.sum(-1, keepdim=True)
+
+
+def late_by_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    e, v = (q @ k.mT * SCALE).exp(), v.repeat(1, 1, 1, TOKENS // WIDTH)
+    return e @ v / e.sum(-2, keepdim=True)
+
+
+def floored(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    e = (q @ k.mT * SCALE).exp()
+    return torch.div(e, e.sum(-1, keepdim=True), rounding_mode="floor") @ v
+
+
+UNREAD = "written out: its exponentials and their sum are not read as a softmax"
 TALK = torch.eye(HEADS).flip(0)
 COLUMN = torch.randn(TOKENS, generator=torch.Generator().manual_seed(3))
 
@@ -460,9 +547,23 @@ LEFT: dict[str, tuple[Call, str]] = {
     "mutated_view": (mutated_view, "written out: setitem between the product and the softmax"),
     "mutated_mask": (mutated_mask, "written out: a tensor it reads is changed in place"),
     "mutated_scaled": (mutated_scaled, "written out: a tensor it reads is changed in place"),
-    "cross": (
+    "late_seen": (late_seen, "written out: the weights are used elsewhere too"),
+    "late_sum_seen": (late_sum_seen, "written out: the weights are used elsewhere too"),
+    "late_values_changed": (late_values_changed, "written out: a tensor it reads is changed in place"),
+    "late_exponentials_changed": (late_exponentials_changed, "written out: the weights are used elsewhere too"),
+    "late_by_queries": (late_by_queries, "written out: the values broadcast, or are not summed over the keys"),
+    "floored": (floored, UNREAD),
+    "part": (
         lambda q, k, v: (q[:, :, :140] @ k.mT).softmax(-1) @ v,
-        "cross-attention: 140 queries, 144 keys",
+        "part of the queries: 140 of 144",
+    ),
+    "part_by_bmm": (
+        lambda q, k, v: torch.bmm((merged(q).chunk(2, 1)[1] @ merged(k).mT).softmax(-1), merged(v)),
+        "part of the queries: 72 of 144",
+    ),
+    "cross": (
+        lambda q, k, v: (q @ k[:, :, :140].mT).softmax(-1) @ v[:, :, :140],
+        "cross-attention: 144 queries, 140 keys",
     ),
     "precise_scores": (precise_scores, "torch.float32 scores and torch.bfloat16 values under autocast"),
 }

@@ -2,7 +2,7 @@
 
     [B, H, L, S] scores   read by `scores`, from q [B, H, L, D] and k [B, H, S, D] in any order of dimensions
     [B, H, L, S] weights  a softmax over the keys, or exp(scores) over its sum; then casts, views, no dropout
-    [B, H, L, D] out      weights v
+    [B, H, L, D] out      weights v; or exp(scores) v over the sum
 
 Nothing in between may be read by anybody else or be written to, and what the call would read must not be written to
 between where it was read and where the call would stand.
@@ -20,18 +20,9 @@ from jenga_compile.passes.graph import argument, is_tensor, tensor_of
 from jenga_compile.passes.written.mutation import Timeline
 from jenga_compile.passes.written.product import Labels, Product, product_of
 from jenga_compile.passes.written.scores import CASTS, COPIES, DROPPED, Scores, Size, Term, read_scores
+from jenga_compile.passes.written.softmax import Softmax
 from jenga_compile.passes.written.spelling import first, name_of, number, second
 from jenga_compile.passes.written.stacks import REGROUPS, TURNS, stack_labels, turn
-
-
-@dataclasses.dataclass(frozen=True)
-class Softmax:
-    """A normalisation over one dimension, in one node or several."""
-
-    weights: Node
-    scores: Node
-    dim: int
-    nodes: tuple[Node, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +46,10 @@ class WrittenAttention:
     out: Product
     out_labels: Labels
     nodes: tuple[Node, ...]
-    """All between the operands and `out`, which is not among them."""
+    """All between the operands and `end`, which is not among them."""
+
+    end: Node
+    """What the call stands for: the product, or its division by the sum of exponentials."""
 
     @property
     def queries(self) -> str:
@@ -73,49 +67,6 @@ class WrittenAttention:
         return self.scores.scale * self.query.scale * self.key.scale
 
 
-def softmax_of(node: Node) -> Softmax | None:
-    """The softmax whose weights are `node`, however it is written."""
-    name = name_of(node).removesuffix("_")
-    if not is_tensor(node) or name not in ("softmax", "div", "exp"):
-        return None
-    if name == "softmax":
-        return _softmax(node, first(node), argument(node, 1, "dim"))
-    return _exponentials_by_sum(node) if name == "div" else _exponential(node)
-
-
-def _exponentials_by_sum(node: Node) -> Softmax | None:
-    """exp(scores) / exp(scores).sum(dim, keepdim=True)"""
-    above, below = first(node), second(node)
-    if not is_tensor(above) or not is_tensor(below) or name_of(below) != "sum" or first(below) is not above:
-        return None
-    if name_of(above).removesuffix("_") != "exp" or argument(below, 2, "keepdim") is not True:
-        return None
-    return _softmax(node, first(above), argument(below, 1, "dim"), above, below)
-
-
-def _exponential(node: Node) -> Softmax | None:
-    """exp(log_softmax(scores)), or exp(scores - logsumexp(scores, dim, keepdim=True))"""
-    inner = first(node)
-    if not is_tensor(inner):
-        return None
-    if name_of(inner) == "log_softmax":
-        return _softmax(node, first(inner), argument(inner, 1, "dim"), inner)
-    below = second(inner) if name_of(inner) == "sub" else None
-    if not is_tensor(below) or name_of(below) != "logsumexp" or first(below) is not first(inner):
-        return None
-    if argument(below, 2, "keepdim") is not True:
-        return None
-    return _softmax(node, first(inner), argument(below, 1, "dim"), inner, below)
-
-
-def _softmax(weights: Node, scores: object, dim: object, *inner: Node) -> Softmax | None:
-    if isinstance(dim, tuple | list) and len(dim) == 1:
-        (dim,) = dim
-    if not is_tensor(scores) or not isinstance(dim, int) or tensor_of(scores).dim() < 2:
-        return None
-    return Softmax(weights, scores, dim % tensor_of(scores).dim(), (*inner, weights))
-
-
 def read_attention(softmax: Softmax, timeline: Timeline) -> WrittenAttention | str:
     """The attention around a softmax, or why there is none that one call could stand for."""
     reader = min(softmax.nodes, key=timeline.place)
@@ -123,7 +74,7 @@ def read_attention(softmax: Softmax, timeline: Timeline) -> WrittenAttention | s
     if isinstance(scores, str):
         return scores
     scores.nodes.extend(softmax.nodes)
-    found = _product_with_values(softmax.weights, scores)
+    found = _product_with_values(softmax, scores)
     if isinstance(found, str):
         return found
     out, weights = found
@@ -131,6 +82,10 @@ def read_attention(softmax: Softmax, timeline: Timeline) -> WrittenAttention | s
     if isinstance(renamed, str):
         return renamed
     values, value_labels, out_labels = renamed
+    if softmax.division is not None:
+        if out_labels != tuple("d" if label == scores.keys else label for label in scores.labels):
+            return "the sum of exponentials lies across its product with the values"
+        scores.nodes.append(out.node)
     written = WrittenAttention(
         *_queries_and_keys(scores),
         _operand(values, value_labels, scaled=False),
@@ -138,17 +93,19 @@ def read_attention(softmax: Softmax, timeline: Timeline) -> WrittenAttention | s
         out,
         out_labels,
         tuple(dict.fromkeys(scores.nodes)),
+        softmax.division or out.node,
     )
     return _used_elsewhere(written, softmax) or _written_to(written, timeline) or _unlike(written) or written
 
 
-def _product_with_values(weights: Node, scores: Scores) -> tuple[Product, Node] | str:
+def _product_with_values(softmax: Softmax, scores: Scores) -> tuple[Product, Node] | str:
     """The product that reads the weights, and its factor that they are; follows their dimensions in `scores`."""
-    node = weights
+    node = softmax.weights
     while True:
-        if len(node.users) != 1:
+        users = [user for user in node.users if user not in softmax.nodes]
+        if len(users) != 1:
             return "the weights are used elsewhere too"
-        (user,) = node.users
+        (user,) = users
         product = product_of(user)
         if product is not None and product.addend is None and product.factor == 1:
             return product, node
@@ -240,7 +197,7 @@ def _used_elsewhere(written: WrittenAttention, softmax: Softmax) -> str | None:
     inside = set(written.nodes)
     after = inside - set(written.scores.nodes[: written.scores.nodes.index(softmax.weights)])
     for node in written.nodes:
-        if any(user not in inside and user is not written.out.node for user in node.users):
+        if any(user not in inside and user is not written.end for user in node.users):
             return f"the {'weights' if node in after else 'scores'} are used elsewhere too"
         if node.kwargs.get("out") is not None:
             return "it is written into a given tensor"
@@ -248,9 +205,9 @@ def _used_elsewhere(written: WrittenAttention, softmax: Softmax) -> str | None:
 
 
 def _written_to(written: WrittenAttention, timeline: Timeline) -> str | None:
-    inside, stop = set(written.nodes), written.out.node
+    inside, stop = set(written.nodes), written.end
     product = written.scores.product.node
-    operands = (written.query, product), (written.key, product), (written.value, stop)
+    operands = (written.query, product), (written.key, product), (written.value, written.out.node)
     reads = [((operand.node, *operand.peeled), operand.peeled, reader) for operand, reader in operands]
     reads += [((term.node,), (), term.read) for term in written.scores.terms]
     for tensors, peeled, reader in reads:
