@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch.fx import GraphModule
 
+from jenga_compile.passes.add_heads import add_heads
 from jenga_compile.passes.carve_attention import carve_attention
 from jenga_compile.passes.enter_other_attention import enter_other_attention
 from jenga_compile.passes.hoist_reorder import hoist_reorder
@@ -44,6 +45,7 @@ class Pass:
 PIPELINE = (
     Pass(recognise_attention, "dynamo", Tier.ROUNDING),
     Pass(open_attention_layers, "dynamo", Tier.ROUNDING),
+    Pass(add_heads, "dynamo", Tier.ROUNDING),
     Pass(mark_attention, "dynamo", Tier.EXACT),
     Pass(enter_other_attention, "dynamo", Tier.EXACT),
     Pass(slice_splits, "aten", Tier.EXACT),

@@ -6,8 +6,8 @@ After    out: [B, H, L, D] = jenga::attention(q, k, v, mask, scale, 7)          
 Legal because the operator is the same function on the same arguments; it only stays visible below AOTAutograd. What
 autocast would cast is cast in the graph, and the output keeps the memory format that later views rely on.
 Fires on   self-attention in shape: as many keys as queries, four dimensions; under any mask.
-Leaves     cross-attention, causal, grouped-query, broadcast, dropout, gradients, transformed functions, sizes but the
-           number of tokens that depend on data; each is entered with its reason.
+Leaves     cross-attention, a part of the queries, causal, grouped-query, broadcast, dropout, gradients, transformed
+           functions, sizes but the number of tokens that depend on data; each is entered with its reason.
 """
 
 from __future__ import annotations
@@ -17,29 +17,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from jenga_compile.passes.eligibility import HANGS_ON_DATA, not_inference
-from jenga_compile.passes.graph import graphs_of, is_unbacked, module_path, sizes_of, tensor_of
+from jenga_compile.config import Carving
+from jenga_compile.passes.add_heads import check as check_heads
+from jenga_compile.passes.call import arguments_of, not_plain
+from jenga_compile.passes.eligibility import UNKNOWN_SIZES
+from jenga_compile.passes.graph import graphs_of, module_path, sizes_of, tensor_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
+from jenga_compile.passes.sizes import hint_of
+from jenga_compile.passes.written.parts import whole_of
 from jenga_compile.report import Site
-
-_POSITIONAL = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-_DEFAULTS: dict[str, Any] = {
-    "attn_mask": None,
-    "dropout_p": 0.0,
-    "is_causal": False,
-    "scale": None,
-    "enable_gqa": False,
-}
 
 
 def mark_attention(gm: GraphModule, ledger: Ledger) -> None:
     for graph_module in graphs_of(gm):
         for node in graph_module.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention):
-            call = _arguments(node)
-            rejection = check(node, call)
+            call = arguments_of(node)
+            rejection = check(node, call, ledger.options.carving)
             number = ledger.enter(_site(node, call, rejection, ledger))
             if rejection is None:
                 _rewrite(graph_module, node, call, number)
@@ -48,6 +43,7 @@ def mark_attention(gm: GraphModule, ledger: Ledger) -> None:
 
 def _site(node: Node, call: dict[str, Any], rejection: str | None, ledger: Ledger) -> Site:
     query, key = (sizes_of(call[name]) for name in ("query", "key"))
+    asked = whole_of(call["query"], -2, tensor_of(call["key"]).shape[-2])
     return Site(
         path=module_path(node),
         decision="left",
@@ -58,46 +54,16 @@ def _site(node: Node, call: dict[str, Any], rejection: str | None, ledger: Ledge
         keys=key[-2],
         head_dim=query[-1],
         masked=call["attn_mask"] is not None,
-        intended=ledger.options.carving.is_meant(query[-2], key[-2]),
+        intended=ledger.options.carving.is_meant(hint_of(asked), key[-2]),
     )
 
 
-def check(node: Node, call: dict[str, Any]) -> str | None:
+def check(node: Node, call: dict[str, Any], carving: Carving) -> str | None:
     """Why a call cannot be carved, as far as the call itself shows; None if it may be."""
-    query, key, value = (tensor_of(call[name]) for name in ("query", "key", "value"))
-    if any(_hangs_on_data(tensor) for tensor in (query, key, value)):
-        return HANGS_ON_DATA
-    rejection = not_inference(tensor_of(node))
-    if rejection is not None:
-        return rejection
-    if query.dim() != 4:
-        return f"{query.dim()} dimensions: expected [batch, heads, tokens, head_dim]"
-    if call["is_causal"]:
-        return "causal attention"
-    if call["dropout_p"]:
-        return f"dropout {call['dropout_p']}"
-    if query.shape[1] != key.shape[1]:
-        return f"grouped-query attention: {int(query.shape[1])} query heads, {int(key.shape[1])} key heads"
-    if _is_cross(query, key):
-        queries, keys = (sizes_of(call[name])[2] or "data-dependent" for name in ("query", "key"))
-        return f"cross-attention: {queries} queries, {keys} keys"
-    if any(isinstance(size, int) and size == 0 for size in query.shape):
-        return f"empty: queries {list(query.shape)}"
-    if query.shape[:3] != key.shape[:3] or query.shape[:3] != value.shape[:3]:
-        return f"broadcast: keys {list(key.shape)} and values {list(value.shape)} for queries {list(query.shape)}"
-    return None
-
-
-def _hangs_on_data(tensor: torch.Tensor) -> bool:
-    """Whether a size other than the number of tokens is known only when the graph runs."""
-    return any(is_unbacked(size) for dim, size in enumerate(tensor.shape) if dim != tensor.dim() - 2)
-
-
-def _is_cross(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Whether keys are other tokens than queries, as far as their number tells; unequal until shown to be equal."""
-    if is_unbacked(query.shape[2]) or is_unbacked(key.shape[2]):
-        return not statically_known_true(query.shape[2] == key.shape[2])
-    return query.shape[2] != key.shape[2]
+    rejection = not_plain(node, call)
+    if rejection is None and tensor_of(call["query"]).dim() == 3:
+        return check_heads(node, call, carving) or UNKNOWN_SIZES
+    return rejection
 
 
 def _rewrite(gm: GraphModule, node: Node, call: dict[str, Any], number: int) -> None:
@@ -126,8 +92,3 @@ def _cast(gm: GraphModule, tensor: Node, dtype: torch.dtype) -> Node:
     cast = gm.graph.call_method("to", (tensor, dtype))
     cast.meta = {**tensor.meta, "example_value": tensor_of(tensor).to(dtype)}
     return cast
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    given = dict(zip(_POSITIONAL, node.args, strict=False))
-    return {**_DEFAULTS, **given, **node.kwargs}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.checkpoint import checkpoint
 
-from jenga_compile.config import Options
+from jenga_compile.config import Carving, Options
 from jenga_compile.passes.graph import graphs_of
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.mark_attention import mark_attention
@@ -48,7 +48,48 @@ STAYS_AWAY: dict[str, tuple[Call, str]] = {
         lambda q, k, v: torch.vmap(lambda x: sdpa(x, x, x))(q[:, None]),
         "inside a torch.func transform",
     ),
-    "three_dimensions": (lambda q, k, v: sdpa(q[:, 0], k[:, 0], v[:, 0]), "3 dimensions: expected [batch"),
+    "three_dimensions": (lambda q, k, v: sdpa(q[:, 0], k[:, 0], v[:, 0]), "short: 16 tokens"),
+    "three_dimensions_cross": (lambda q, k, v: sdpa(q[0], k[0, :, :7], v[0, :, :7]), "cross-attention: 16 queries, 7"),
+    "three_dimensions_grouped": (
+        lambda q, k, v: sdpa(q[0], k[0, :1], v[0, :1], enable_gqa=True),
+        "grouped-query attention: 2 query heads, 1 key heads",
+    ),
+    "three_dimensions_broadcast": (lambda q, k, v: sdpa(q[0], k[0, :1], v[0, :1]), "broadcast: keys [1, 16, 8]"),
+    "keys_of_three_dimensions": (lambda q, k, v: sdpa(q, k[0], v[0]), "broadcast: keys [2, 16, 8] and values"),
+    "mask_of_one_dimension": (
+        lambda q, k, v: sdpa(q[0], k[0], v[0], torch.ones(16, dtype=torch.bool)),
+        "1-dimensional mask for 3-dimensional queries",
+    ),
+    "two_dimensions": (lambda q, k, v: sdpa(q[0, 0], k[0, 0], v[0, 0]), "2 dimensions: expected [batch, heads"),
+    "five_dimensions": (lambda q, k, v: sdpa(q[None], k[None], v[None]), "5 dimensions: expected [batch, heads"),
+}
+
+PARTS: dict[str, Call] = {
+    "slice": lambda q, k, v: sdpa(q[:, :, 4:9], k, v),
+    "ellipsis": lambda q, k, v: sdpa(q[..., 4:9, :], k, v),
+    "index": lambda q, k, v: sdpa(q.unsqueeze(1)[:, 0, :, :5], k, v),
+    "chunk": lambda q, k, v: sdpa(q.chunk(2, 2)[1], k, v),
+    "split": lambda q, k, v: sdpa(torch.split(q, [5, 11], dim=-2)[0], k, v),
+    "tensor_split": lambda q, k, v: sdpa(q.tensor_split(3, 2)[2], k, v),
+    "narrow": lambda q, k, v: sdpa(q.narrow(2, 3, 7), k, v),
+    "twice": lambda q, k, v: sdpa(q.narrow(2, 1, 14)[:, :, :3], k, v),
+    "before_heads": lambda q, k, v: sdpa(
+        q.transpose(1, 2).flatten(2).chunk(2, 1)[0].unflatten(-1, (2, 8)).transpose(1, 2), k, v
+    ),
+    "before_projection": lambda q, k, v: sdpa(F.linear(q[:, :, :9], torch.eye(8)).unbind(0)[0][None], k[:1], v[:1]),
+    "before_rotation": lambda q, k, v: sdpa(0.5 * q[:, :, :9] + q[:, :, :9].flip(-1), k, v),
+    "before_product": lambda q, k, v: sdpa(torch.einsum("bhld,de->bhle", q[:, :, :9], torch.eye(8)), k, v),
+    "packed": lambda q, k, v: sdpa(torch.stack([q, k])[:, :, :, :5].select(0, 0), k, v),
+    "two": lambda q, k, v: sdpa(q[0, :, :5], k[0], v[0]),
+}
+
+NO_PARTS: dict[str, Call] = {
+    "of_more": lambda q, k, v: sdpa(q.repeat(1, 1, 3, 1)[:, :, :5], k, v),
+    "of_heads": lambda q, k, v: sdpa(q.repeat(1, 1, 1, 2)[:, :, :5, :8].repeat(1, 1, 2, 1), k, v),
+    "not_cut": lambda q, k, v: sdpa(torch.ones(2, 2, 5, 8), k, v),
+    "mixed": lambda q, k, v: sdpa(torch.ones(5, 16) @ q, k, v),
+    "gathered": lambda q, k, v: sdpa(q[:, :, torch.arange(5)], k, v),
+    "more_queries": lambda q, k, v: sdpa(q, k[:, :, :7], v[:, :, :7]),
 }
 
 
@@ -61,9 +102,11 @@ class Caller(nn.Module):
         return self.call(q, k, v)
 
 
-def marked(call: Call, *, requires_grad: bool = False) -> tuple[GraphModule, Ledger, Tensor, Tensor]:
+def marked(
+    call: Call, *, requires_grad: bool = False, min_blocks: int = 8
+) -> tuple[GraphModule, Ledger, Tensor, Tensor]:
     torch._dynamo.reset()
-    ledger = Ledger(Options())
+    ledger = Ledger(Options(carving=Carving(min_blocks=min_blocks)))
     kept: list[GraphModule] = []
 
     def backend(gm: GraphModule, example_inputs: list[Tensor]) -> Callable[..., Tensor]:
@@ -100,6 +143,31 @@ def test_other_attention_is_entered_and_not_touched(name: str) -> None:
     assert site.decision == "left"
     assert site.reason.startswith(reason)
     assert torch.equal(plain, out)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_the_queries_is_large_self_attention(name: str) -> None:
+    gm, ledger, plain, out = marked(PARTS[name], min_blocks=1)
+    assert not gm.graph.find_nodes(op="call_function", target=ATTENTION)
+    (site,) = ledger.report().sites
+    assert site.reason == f"part of the queries: {site.queries} of 16"
+    assert site.intended
+    assert torch.equal(plain, out)
+
+
+@pytest.mark.parametrize("name", NO_PARTS)
+def test_queries_that_are_no_part_of_the_tokens_are_cross_attention(name: str) -> None:
+    _, ledger, _, _ = marked(NO_PARTS[name], min_blocks=1)
+    (site,) = ledger.report().sites
+    assert site.reason == f"cross-attention: {site.queries} queries, {site.keys} keys"
+    assert not site.intended
+
+
+def test_a_part_of_short_self_attention_is_not_meant_to_be_carved() -> None:
+    _, ledger, _, _ = marked(PARTS["chunk"])
+    (site,) = ledger.report().sites
+    assert site.reason == "part of the queries: 8 of 16"
+    assert not site.intended
 
 
 class Biased(nn.Module):
