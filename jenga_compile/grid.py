@@ -11,6 +11,7 @@ import re
 from typing import Literal
 
 from jenga_compile.errors import InvalidGrid, OptionOutOfRange, UnreadableGrid
+from jenga_compile.scalars import plain_int
 
 BLOCK = 128
 """Tokens in a block, for queries and keys alike (paper, section 3.1)."""
@@ -40,9 +41,11 @@ class TokenGrid:
     """Token columns in a row."""
 
     def __post_init__(self) -> None:
-        # A bool is an int to Python, and never a size.
-        if not all(type(size) is int and size > 0 for size in self.shape):
-            raise InvalidGrid(value=self.shape)
+        for name in ("t", "h", "w"):
+            size = plain_int(getattr(self, name))
+            if size is None or size < 1:
+                raise InvalidGrid(value=self.shape)
+            object.__setattr__(self, name, size)
 
     @classmethod
     def parse(cls, text: str) -> TokenGrid:

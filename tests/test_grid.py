@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,13 @@ def test_invalid_sizes_are_refused(sizes: tuple[int, int, int]) -> None:
         TokenGrid(*sizes)
     assert str(sizes) in str(raised.value)
     assert "(32, 45, 80)" in str(raised.value)
+
+
+def test_sizes_are_integers_of_any_library() -> None:
+    grid = TokenGrid(*np.array([3, 8, 6]))
+    assert grid == TokenGrid(3, 8, 6)
+    assert str(grid) == "3x8x6"
+    assert {type(size) for size in grid.shape} == {int}
 
 
 @pytest.mark.parametrize(

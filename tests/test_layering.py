@@ -11,15 +11,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jenga_compile"
 
-BASE = {"errors", "grid"}
+BASE = {"errors", "scalars", "grid"}
 GEOMETRY = BASE | {"curve", "block_mask", "token_context"}
 COMPILER = GEOMETRY | {"report", "config", "cost", "kernels", "models", "passes"}
 
 MAY_IMPORT = {
     "errors": set(),
+    "scalars": set(),
     "report": set(),
     "config": BASE | {"block_mask"},
-    "grid": {"errors"},
+    "grid": {"errors", "scalars"},
     "curve": BASE,
     "token_context": BASE,
     "block_mask": BASE | {"curve"},

@@ -24,6 +24,7 @@ from jenga_compile.block_mask.reach import Bools
 from jenga_compile.curve import AnyCurve
 from jenga_compile.errors import HeadsNested, OutOfRange
 from jenga_compile.grid import BLOCK, TokenGrid
+from jenga_compile.scalars import plain_float
 
 
 class Mask(abc.ABC):
@@ -262,11 +263,12 @@ def require(holds: bool, name: str, value: object, expected: str, way_out: str) 
 
 
 def as_floats(mask: Mask, *names: str) -> None:
-    """Make integers floats, so that equal masks have equal texts."""
+    """Make all numbers floats, so that equal masks have equal texts."""
     for name in names:
         object.__setattr__(mask, name, float(getattr(mask, name)))
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number, and not a boolean."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = plain_float(value)
+    return number is not None and math.isfinite(number)
