@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import get_args
 
-from jenga_compile.errors import GridNotSet, OtherGridTold
+from jenga_compile.errors import GridNotSet, OptionOutOfRange, OtherGridTold
 from jenga_compile.grid import TextSide, TokenGrid
 
 
@@ -22,6 +23,11 @@ class TokenContext:
     grid: TokenGrid
     text: TextSide | None
     """Side on which condition tokens stand on the same axis; `None` if there are none."""
+
+    def __post_init__(self) -> None:
+        if self.text not in (None, *get_args(TextSide)):
+            expected = str(get_args(TextSide))
+            raise OptionOutOfRange(name="text", value=self.text, expected=expected, way_out="Pick one of them.")
 
 
 _current: ContextVar[TokenContext | None] = ContextVar("jenga_token_context", default=None)
@@ -57,6 +63,7 @@ def token_grid(t: int, h: int, w: int, *, text: TextSide | None = None) -> Itera
 
     Raises:
         InvalidGrid: a size is not a positive integer.
+        OptionOutOfRange: `text` is no side.
     """
     token = _current.set(TokenContext(TokenGrid(t, h, w), text))
     try:
