@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._dynamo.eval_frame import OptimizedModule
 
 from jenga_compile.backend import jenga, read_options
+from jenga_compile.errors import CompiledAlready, NotAModule, OptionsInDictionary
 from jenga_compile.models import grid_of
 from jenga_compile.token_context import token_grid
 
@@ -34,8 +36,16 @@ def compile(
         A module that is called like `model`.
 
     Raises:
-        UnknownOption, OptionOutOfRange, OptionOfWrongType, OptionsAtOdds: the options are not as documented.
+        UnknownOption, OptionOutOfRange, OptionOfWrongType, OptionsAtOdds, OptionsInDictionary: the options are not as
+            documented.
+        NotAModule, CompiledAlready: `model` is no module, or the result of a compilation.
     """
+    if isinstance(model, OptimizedModule):
+        raise CompiledAlready(model=type(model._orig_mod).__name__)
+    if not isinstance(model, torch.nn.Module):
+        raise NotAModule(value=model, found=type(model).__name__)
+    if "options" in options:
+        raise OptionsInDictionary(options=options["options"])
     read_options(options)
     compiled = torch.compile(model, backend=jenga, dynamic=dynamic, fullgraph=fullgraph, options=options)
     assert isinstance(compiled, torch.nn.Module)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jenga_compile.errors import ModeAndOptions, OptionOfWrongType, OptionOutOfRange, OptionsAtOdds, UnknownOption
+from jenga_compile.errors import ModeAndOptions, OptionOfWrongType, OptionOutOfRange, OptionsAtOdds, UnknownOption, hint
 from jenga_compile.grid import BLOCK, CurveKind, TextSide
+from jenga_compile.scalars import plain_float, plain_int
 
 if TYPE_CHECKING:
     from jenga_compile.block_mask import Mask, Split
@@ -21,10 +21,6 @@ Inner = Literal["inductor", "aot_eager", "eager"]
 def _require_type(holds: bool, name: str, value: object, expected: str, way_out: str) -> None:
     if not holds:
         raise OptionOfWrongType(name=name, value=value, found=type(value).__name__, expected=expected, way_out=way_out)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require(holds: bool, name: str, value: object, expected: str, way_out: str) -> None:
@@ -91,11 +87,14 @@ class Carving:
 
     def __post_init__(self) -> None:
         for name, value in (("keep", self.keep), ("cutoff", self.cutoff)):
-            _require_type(_is_number(value), name, value, "a number", "Pass a fraction, e.g. 0.3.")
+            number = plain_float(value)
+            _require_type(number is not None, name, value, "a number", "Pass a fraction, e.g. 0.3.")
+            object.__setattr__(self, name, number)
         _require_type(type(self.adjacency) is bool, "adjacency", self.adjacency, "True or False", "Pass one of them.")
-        _require_type(
-            type(self.min_blocks) is int, "min_blocks", self.min_blocks, "an integer", "Pass a count of blocks, e.g. 8."
-        )
+        count = plain_int(self.min_blocks)
+        way_out = "Pass a count of blocks, e.g. 8."
+        _require_type(count is not None, "min_blocks", self.min_blocks, "an integer", way_out)
+        object.__setattr__(self, "min_blocks", count)
         _require(0.0 < self.keep <= 1.0, "keep", self.keep, "(0, 1]", "Use 1.0 to keep every block.")
         _require(0.0 <= self.cutoff < 1.0, "cutoff", self.cutoff, "[0, 1)", "Use 0.0 to switch the rule off.")
         _require(
@@ -163,8 +162,10 @@ class Options:
         )
         grid = ("three positive integers (t, h, w)", "Pass the token grid after patchifying, e.g. (32, 45, 80).")
         _require_type(self.grid is None or isinstance(self.grid, tuple), "grid", self.grid, *grid)
-        sizes = self.grid is None or (len(self.grid) == 3 and all(type(n) is int and n > 0 for n in self.grid))
-        _require(sizes, "grid", self.grid, *grid)
+        if self.grid is not None:
+            sizes = tuple(map(plain_int, self.grid))
+            _require(len(sizes) == 3 and all(size is not None and size > 0 for size in sizes), "grid", self.grid, *grid)
+            object.__setattr__(self, "grid", sizes)
         _require(
             self.text in (None, *get_args(TextSide)),
             "text",
@@ -195,12 +196,11 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
     other_keys = {field.name for field in dataclasses.fields(Options)} - {"carving"}
     for key in given:
         if key not in carving_keys | other_keys:
-            near = difflib.get_close_matches(key, carving_keys | other_keys, n=1, cutoff=0.5)
-            raise UnknownOption(
-                name=key,
-                hint=f"; did you mean {near[0]!r}?" if near else "",
-                valid=", ".join(sorted(carving_keys | other_keys)),
-            )
+            valid = sorted(carving_keys | other_keys)
+            raise UnknownOption(name=key, hint=hint(str(key), valid), valid=", ".join(valid))
+    for key, holder, way_out in _IDLE:
+        if key in given and given.get(holder) is not None:
+            raise OptionsAtOdds(name=key, value=given[key], beside=f"beside {holder}", way_out=way_out)
     if mode is not None and "mode" in given:
         raise ModeAndOptions(mode=mode, option=given["mode"])
     rest = {key: value for key, value in given.items() if key in other_keys}
@@ -210,3 +210,13 @@ def parse_options(options: Mapping[str, Any] | None, mode: str | None = None) ->
         rest["mode"] = mode
     carving = Carving(**{key: value for key, value in given.items() if key in carving_keys})
     return Options(carving=carving, **rest)
+
+
+_IDLE = (
+    ("keep", "blocks", "Leave it out, or give the mask an Importance(keep=...)."),
+    ("cutoff", "blocks", "Leave it out, or give the mask an Importance(cutoff=...)."),
+    ("adjacency", "blocks", "Leave it out, and let the mask have an Adjacency() or not."),
+    ("keep", "knobs", "Leave it out, and set it on the Knobs."),
+    ("cutoff", "knobs", "Leave it out, and set it on the Knobs."),
+)
+"""Options that another takes the place of."""

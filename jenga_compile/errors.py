@@ -6,6 +6,8 @@ A class is named by the situation and carries its text as a template; raise it w
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -19,8 +21,14 @@ class JengaError(Exception):
         self.facts = facts
 
 
+def hint(name: str, valid: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: which valid one is near, if any is."""
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
 class UnknownOption(JengaError, ValueError):
-    template = "unknown option {name!r} for backend 'jenga'{hint}. Valid options: {valid}."
+    template = "unknown option {name!r} for backend 'jenga'{hint} Valid options: {valid}."
 
 
 class OptionOutOfRange(JengaError, ValueError):
@@ -33,6 +41,27 @@ class OptionOfWrongType(JengaError, TypeError):
 
 class OptionsAtOdds(JengaError, ValueError):
     template = "option {name}={value!r} does nothing {beside}. {way_out}"
+
+
+class OptionsInDictionary(JengaError, TypeError):
+    template = (
+        "jenga_compile.compile was given options={options!r}, expected keywords. "
+        "Pass them as in compile(model, keep=0.3), or a dictionary as compile(model, **options)."
+    )
+
+
+class NotAModule(JengaError, TypeError):
+    template = (
+        "jenga_compile.compile was given {value!r}, of type {found}, expected a torch.nn.Module. "
+        "Compile a function with torch.compile(function, backend='jenga', options={{...}})."
+    )
+
+
+class CompiledAlready(JengaError, ValueError):
+    template = (
+        "jenga_compile.compile was given a {model} that is compiled already, expected the module itself. "
+        "Pass what it was made of, which is also its attribute _orig_mod."
+    )
 
 
 class NothingTraced(JengaError, RuntimeError):
@@ -147,6 +176,10 @@ class UnknownKnobs(JengaError, LookupError):
         "no knobs are registered under handle {handle}; known handles: {known}. "
         "Handles hold for one process: pass what jenga_compile.kernels.knobs.register(Knobs(...)) returned."
     )
+
+
+class UnknownKnob(JengaError, AttributeError):
+    template = "a Knobs has no {name!r} to set{hint} Knobs: {valid}."
 
 
 class NotDifferentiable(JengaError, RuntimeError):

@@ -34,7 +34,7 @@ def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | 
         The sites of all graphs that Dynamo makes of the call, in order.
 
     Raises:
-        UnknownOption, OptionOutOfRange, OptionOfWrongType: the options are not as documented.
+        UnknownOption, OptionOutOfRange, OptionOfWrongType, OptionsAtOdds: the options are not as documented.
         GridUnfit: no attention lies on the given grid.
         NothingTraced: Dynamo could make no graph of the call.
     """

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import jenga_compile
 from jenga_compile.backend import jenga
 from jenga_compile.block_mask import Condition, Importance, Tile, Window
-from jenga_compile.errors import GridNotSet, OptionOfWrongType
+from jenga_compile.config import parse_options
+from jenga_compile.errors import CompiledAlready, GridNotSet, OptionOfWrongType, OptionOutOfRange
 from jenga_compile.report import Report
 from tests.passes.plain_dit import PlainDiT, latents, prompt
 from tests.tolerance import assert_rounding
@@ -163,7 +165,8 @@ def test_block_masks_take_the_place_of_importance_and_adjacency() -> None:
     outputs = []
     for blocks in (None, Window(50.0), Importance(1.0, 0.0), Tile((2, 4, 4), (1, 1, 1)) | Importance(0.2, 0.0)):
         torch._dynamo.reset()
-        options = {**SMALL, "keep": 0.25, "cutoff": 0.0, "blocks": blocks and blocks | Condition()}
+        own = {"keep": 0.25, "cutoff": 0.0} if blocks is None else {"blocks": blocks | Condition()}
+        options = {**SMALL, **own}
         outputs.append(toy.run(torch.compile(toy.model, backend=jenga, options=options)))
     dense = toy.run()
     for output in outputs[1:3]:
@@ -178,6 +181,24 @@ def test_block_masks_take_the_place_of_importance_and_adjacency() -> None:
 def test_options_of_the_wrong_type_are_refused(name: str, value: object) -> None:
     with pytest.raises(OptionOfWrongType, match=name):
         jenga_compile.compile(torch.nn.Identity(), **{name: value})
+
+
+@pytest.mark.parametrize("wrap", [jenga_compile.compile, torch.compile])
+def test_a_compiled_model_is_not_compiled_again(wrap: Any) -> None:
+    with pytest.raises(CompiledAlready, match="Identity that is compiled already"):
+        jenga_compile.compile(wrap(torch.nn.Identity()))
+
+
+def test_a_side_that_is_none_is_refused_before_the_call() -> None:
+    with pytest.raises(OptionOutOfRange, match="text='middle'"), jenga_compile.token_grid(3, 8, 6, text="middle"):  # type: ignore[arg-type]
+        pytest.fail("the grid was taken")
+
+
+def test_numbers_may_be_numpys() -> None:
+    options = parse_options({"keep": np.float32(0.5), "min_blocks": np.int64(2), "grid": list(np.array([3, 8, 6]))})
+    found = (options.carving.keep, options.carving.min_blocks, *(options.grid or ()))
+    assert found == (0.5, 2, 3, 8, 6)
+    assert [type(value) for value in found] == [float, int, int, int, int]
 
 
 def test_not_hoisting_gives_the_same() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from jenga_compile import compile as compile_model
 from jenga_compile import config, errors, explain, generate, media
 from jenga_compile.bench import compile as bench
 from jenga_compile.block_mask import Fixed, Importance, Own, PerHead, from_flex, split, to_flex
@@ -131,6 +132,12 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.OptionOutOfRange: (lambda: config.Carving(keep=2.0), "keep=2.0 is outside (0, 1]"),
     errors.OptionOfWrongType: (lambda: config.Carving(adjacency="no"), "adjacency='no' is of type str"),  # type: ignore[arg-type]
     errors.OptionsAtOdds: (lambda: config.Options(text="after"), "text='after' does nothing without grid"),
+    errors.OptionsInDictionary: (
+        lambda: compile_model(torch.nn.ReLU(), options={"keep": 0.3}),
+        "options={'keep': 0.3}",
+    ),
+    errors.NotAModule: (lambda: compile_model(in_order), "of type function, expected a torch.nn.Module"),  # type: ignore[arg-type]
+    errors.CompiledAlready: (lambda: compile_model(compile_model(torch.nn.ReLU())), "a ReLU that is compiled already"),
     errors.NothingTraced: (nothing_traced, "made no graph of the call of Untraceable"),
     errors.ModeAndOptions: (lambda: config.parse_options({"mode": "a"}, "b"), "mode='b' and options['mode']='a'"),
     errors.AttentionNotCarved: (strict, "the first is 'blocks.0': mask"),
@@ -148,6 +155,10 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.OtherGridTold: (other_grid, "tells a token grid of 2x2x2"),
     errors.UnknownMask: (lambda: carved(blocks=99_999), "handle 99999"),
     errors.UnknownKnobs: (lambda: carved(knobs=99_999), "handle 99999"),
+    errors.UnknownKnob: (
+        lambda: setattr(knobs.Knobs(), "kep", 0.1),
+        "'kep' to set; did you mean 'keep'? Knobs: keep,",
+    ),
     errors.NotDifferentiable: (backward, "jenga::carved_attention has no backward"),
     errors.UnknownVideoFormat: (lambda: request(output=Path("fox.avi")), ".avi is no video format"),
     errors.OutputFolderMissing: (lambda: media.write_video(Path("nowhere/a.gif"), FRAMES), "'nowhere' is no folder"),

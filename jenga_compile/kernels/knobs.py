@@ -12,7 +12,8 @@ import math
 
 import torch
 
-from jenga_compile.errors import OptionOutOfRange, UnknownKnobs
+from jenga_compile.errors import OptionOfWrongType, OptionOutOfRange, UnknownKnob, UnknownKnobs, hint
+from jenga_compile.scalars import plain_float
 
 KEEP = 0
 """Index of the fraction of video blocks that every query block keeps at least."""
@@ -39,7 +40,7 @@ def make_knobs(
         float32, shape [3].
 
     Raises:
-        OptionOutOfRange: a value is outside its range.
+        OptionOutOfRange, OptionOfWrongType: a value is outside its range, or no number.
     """
     return torch.tensor(_checked(keep, cutoff, text_bias), dtype=torch.float32, device=device)
 
@@ -48,12 +49,21 @@ class Knobs:
     """Settable `keep`, `cutoff` and `text_bias` with a tensor on every device that asked for one.
 
     Raises:
-        OptionOutOfRange: a value, at birth or when set, is outside the range `make_knobs` gives.
+        OptionOutOfRange, OptionOfWrongType: a value, at birth or when set, is outside the range `make_knobs` gives, or
+            no number.
+        UnknownKnob: another attribute is set.
     """
+
+    __slots__ = ("_tensors", "_values")
 
     def __init__(self, keep: float = 0.3, cutoff: float = 0.3, text_bias: float = 0.0) -> None:
         self._values = _checked(keep, cutoff, text_bias)
         self._tensors: dict[torch.device, torch.Tensor] = {}
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not hasattr(type(self), name):
+            raise UnknownKnob(name=name, hint=hint(name, _NAMES), valid=", ".join(_NAMES))
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f"Knobs(keep={self.keep}, cutoff={self.cutoff}, text_bias={self.text_bias})"
@@ -127,11 +137,13 @@ def lookup(handle: int, device: torch.device) -> torch.Tensor:
     return _registry[handle].tensor(device)
 
 
+_NAMES = ("keep", "cutoff", "text_bias")
 _registry: dict[int, Knobs] = {}
 _handles = itertools.count()
 
 
 def _checked(keep: float, cutoff: float, text_bias: float) -> tuple[float, float, float]:
+    keep, cutoff, text_bias = map(_number, _NAMES, (keep, cutoff, text_bias))
     if not 0.0 < keep <= 1.0:
         raise OptionOutOfRange(name="keep", value=keep, expected="(0, 1]", way_out="Use 1.0 to keep every block.")
     if not 0.0 <= cutoff < 1.0:
@@ -143,3 +155,12 @@ def _checked(keep: float, cutoff: float, text_bias: float) -> tuple[float, float
             name="text_bias", value=text_bias, expected="the finite numbers", way_out="Use 0.0 for no amplifier."
         )
     return keep, cutoff, text_bias
+
+
+def _number(name: str, value: object) -> float:
+    number = plain_float(value)
+    if number is None:
+        raise OptionOfWrongType(
+            name=name, value=value, found=type(value).__name__, expected="a number", way_out="Pass e.g. 0.3."
+        )
+    return number

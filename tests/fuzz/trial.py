@@ -117,18 +117,20 @@ def compile_model(
     c: Configuration, model: SmallDiT, reports: list[Report], knobs: Knobs | None = None
 ) -> Callable[..., Tensor]:
     options: dict[str, Any] = {
-        "keep": c.keep,
-        "cutoff": c.cutoff,
         "curve": c.curve,
-        "adjacency": c.adjacency,
-        "blocks": None if c.blocks is None else c.block_mask(),
         "min_blocks": c.min_blocks,
         "strict": c.strict and is_carved(c) and not c.refiner,
         "inner": c.inner,
         "on_report": reports.append,
     }
+    if c.blocks is not None:
+        options["blocks"] = c.block_mask()
+    else:
+        options["adjacency"] = c.adjacency
     if knobs is not None:
         options["knobs"] = knobs
+    elif c.blocks is None:
+        options |= {"keep": c.keep, "cutoff": c.cutoff}
     if c.grid_given:
         options["grid"] = c.grid
         options["text"] = c.side if c.is_joint and not c.registers else None

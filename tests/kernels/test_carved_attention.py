@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -17,8 +18,10 @@ from jenga_compile.errors import (
     DtypeMismatch,
     InvalidGrid,
     NotDifferentiable,
+    OptionOfWrongType,
     OptionOutOfRange,
     ShapeMismatch,
+    UnknownKnob,
     UnknownKnobs,
     UnknownMask,
     VideoSpanOutOfRange,
@@ -207,6 +210,24 @@ def test_a_refused_value_leaves_the_knobs_as_they_were() -> None:
     assert repr(knobs) == "Knobs(keep=0.5, cutoff=0.25, text_bias=0.0)"
     with pytest.raises(OptionOutOfRange, match="keep=0"):
         make_knobs(0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["keep", "cutoff", "text_bias"])
+def test_a_knob_is_a_number(name: str) -> None:
+    knobs = Knobs()
+    for value in ("a", True, None):
+        for misuse in (lambda value: Knobs(**{name: value}), lambda value: setattr(knobs, name, value)):
+            with pytest.raises(OptionOfWrongType, match=f"{name}={value!r}"):
+                misuse(value)
+    setattr(knobs, name, np.float32(0.5))
+    assert type(getattr(knobs, name)) is float
+
+
+@pytest.mark.parametrize(("name", "hint"), [("kep", "; did you mean 'keep'[?] Knobs"), ("wibble", "wibble' to set[.]")])
+def test_no_other_knob_is_set(name: str, hint: str) -> None:
+    with pytest.raises(UnknownKnob, match=hint) as caught:
+        setattr(Knobs(), name, 0.1)
+    assert isinstance(caught.value, AttributeError)
 
 
 def test_handles_belong_to_one_object_each() -> None:
