@@ -66,7 +66,8 @@ def why_left(c: Configuration) -> str | None:
         return "short"
     if c.is_joint and c.mask in UNREADABLE:
         return UNREADABLE[c.mask]
-    if c.blocks == "per_head" and (c.heads == 1 or c.spelling in MERGES_HEADS):
+    merged = c.spelling in MERGES_HEADS and not (c.is_joint and c.mask != "none")  # a mask is applied to each apart
+    if c.blocks == "per_head" and (c.heads == 1 or merged):
         return "the block mask has 2 kinds of heads, the call 1: "
     return None
 
