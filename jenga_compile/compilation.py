@@ -56,7 +56,7 @@ def compile(
 def _around(forward: Callable[..., Any], model: torch.nn.Module) -> Callable[..., Any]:
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _dynamo_settings(), _known_grid(model, args, kwargs):
+        with _dynamo_settings(), known_grid(model, args, kwargs):
             return forward(*args, **kwargs)
 
     return call
@@ -73,7 +73,8 @@ def _dynamo_settings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _known_grid(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+def known_grid(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Inside, the grid of this call is told, if the model's family is known."""
     known = grid_of(model, args, kwargs)
     if known is None:
         yield
@@ -83,4 +84,4 @@ def _known_grid(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         yield
 
 
-__all__ = ["compile"]
+__all__ = ["compile", "known_grid"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import torch
 
+from jenga_compile.compilation import known_grid
 from jenga_compile.config import Carving
 from jenga_compile.cost import expected_keep
 from jenga_compile.errors import OptionsAtOdds, OutOfRange
@@ -199,11 +201,24 @@ def _explain(request: Request, model: torch.nn.Module, pixels: tuple[int, int]) 
     inputs = entry.hollow_inputs(*sizes, batch=request.batch)
     with (
         _quiet(),
+        known_grid(model, (), inputs),
         torch._dynamo.config.patch(
             capture_dynamic_output_shape_ops=entry.sizes_from_data, capture_scalar_outputs=entry.sizes_from_data
         ),
     ):
-        return explain(model, **inputs, options=options)
+        return _with_all_text(explain(model, **inputs, options=options), entry)
+
+
+def _with_all_text(report: Report, entry: Entry) -> Report:
+    """With the tokens that a call has at most, where padding is dropped when the graph runs."""
+
+    def counted(site: Site) -> Site:
+        if site.queries or site.grid is None:
+            return site
+        tokens = math.prod(site.grid) + entry.text
+        return dataclasses.replace(site, queries=tokens, keys=tokens, text=entry.text)
+
+    return dataclasses.replace(report, sites=tuple(map(counted, report.sites)))
 
 
 @contextmanager

@@ -67,11 +67,12 @@ def _head(made: Forecast) -> list[str]:
     depth = "" if request.layers is None else f", cut to {_count(request.layers, 'block')} of each kind"
     kind = "image" if request.entry.frames == 1 else "video"
     what = "one image" if kind == "image" else _count(request.count, "frame")
+    at_most = "at most " if request.entry.sizes_from_data else ""  # the model drops what is padding
     batch = "" if request.batch == 1 else f", {request.batch} samples a call"
     return [
         f"{request.entry.name}: {request.entry.transformer}, {made.parameters / 1e9:.3g} B parameters{depth}",
         f"{what} of {_pixels(last)}: grid {last.grid}, {last.grid.tokens:,} {kind} tokens in "
-        f"{last.grid.blocks():,} blocks, {request.entry.text:,} text tokens{batch}",
+        f"{last.grid.blocks():,} blocks, {at_most}{request.entry.text:,} text tokens{batch}",
     ]
 
 
@@ -131,7 +132,8 @@ def _carved_table(stage: Stage, groups: list[tuple[str, list[Site]]], where: str
         for site in sites[:1]
     ]
     lines = _fitted([header, *rows], right=("sites", "tokens", "text", "density", "dense", "carved"))
-    return [*lines, f"gathers of tokens: {stage.report.gathers_in} in, {stage.report.gathers_out} out"]
+    notes = [line for note in stage.report.gathered_apart for line in textwrap.wrap(note, WIDTH)]
+    return [*lines, f"gathers of tokens: {stage.report.gathers_in} in, {stage.report.gathers_out} out", *notes]
 
 
 def _fitted(rows: Sequence[Sequence[str]], right: Collection[str]) -> list[str]:

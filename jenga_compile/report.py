@@ -139,6 +139,12 @@ class Report:
     def gathers(self) -> int:
         return self.gathers_in + self.gathers_out
 
+    @property
+    def gathered_apart(self) -> list[str]:
+        """How many carved sites gather their tokens by themselves, and why: a line for each reason."""
+        apart = Counter(site.apart for site in self.sites if site.apart)
+        return [f"{count} carved gather their tokens by themselves: {why}" for why, count in apart.items()]
+
     def to_json(self) -> str:
         return json.dumps(
             {
@@ -160,9 +166,7 @@ class Report:
     def __str__(self) -> str:
         gathers = f"gathers {self.gathers_in} in, {self.gathers_out} out"
         head = f"attention: {self.seen} seen, {self.carved} carved, {self.left} left; {gathers}"
-        apart = Counter(site.apart for site in self.sites if site.apart)
-        notes = [f"  {count} carved gather their tokens by themselves: {why}" for why, count in apart.items()]
-        return "\n".join([head, *_table(self.sites), *notes])
+        return "\n".join([head, *_table(self.sites), *(f"  {note}" for note in self.gathered_apart)])
 
     def summary(self) -> str:
         """One line, reasons counted."""

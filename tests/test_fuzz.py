@@ -11,6 +11,7 @@ import torch
 
 from jenga_compile.kernels.carved_attention import gathered
 from jenga_compile.passes.layout import proof
+from jenga_compile.passes.layout.reading import Unproven
 from tests.fuzz import command
 from tests.fuzz.configuration import Configuration, draw, settled
 from tests.fuzz.shrink import shrink
@@ -52,22 +53,22 @@ def test_wrong_numbers_are_noticed() -> None:
 
 
 def test_a_wrong_grid_is_noticed() -> None:
-    def turned(found: list[Any]) -> tuple[int, int, int]:
-        t, h, w = read(found)
-        return t, w, h
+    def turned(*arguments: Any) -> tuple[int, tuple[int, int, int]]:
+        start, (t, h, w) = read(*arguments)
+        return start, (t, w, h)
 
-    read = proof._grid
-    with mock.patch.object(proof, "_grid", turned):
+    read = proof.read
+    with mock.patch.object(proof, "read", turned):
         assert run(CARVED).verdict == "dense"
 
 
 def test_dense_attention_is_noticed() -> None:
-    with mock.patch.object(proof, "_grid", mock.Mock(side_effect=proof.Unproven("no grid"))):
+    with mock.patch.object(proof, "read", mock.Mock(side_effect=Unproven("no grid"))):
         assert run(CARVED).verdict == "dense"
 
 
 def test_an_exception_is_noticed() -> None:
-    with mock.patch.object(proof, "_grid", mock.Mock(side_effect=ZeroDivisionError)):
+    with mock.patch.object(proof, "read", mock.Mock(side_effect=ZeroDivisionError)):
         assert run(CARVED).verdict == "crash"
 
 

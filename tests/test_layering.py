@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "generate": COMPILER | {"backend", "files", "media", "zoo"},
     "presets": {"errors", "config"},
     "cost": GEOMETRY | {"config"},
-    "forecast": COMPILER | {"explanation", "cost", "files", "presets"},
+    "forecast": COMPILER | {"compilation", "explanation", "cost", "files", "presets"},
     "forecast_text": {"files", "forecast", "models", "presets", "report"},
     "bench": COMPILER | {"files", "forecast_text"},
     "cli": {"errors", "generate", "forecast", "forecast_text", "bench"},

@@ -1,13 +1,11 @@
 """Which tokens of a site are video, on which grid, and which are condition: read off the graph, never guessed.
 
 Walking back from the queries, every op that joins pieces along the token axis cuts it, and every tensor in which the
-axis spans several dimensions factors it. The widest factored range is the video; what is left on either side is
-condition. The keys must tell the same story, or the site is no self-attention.
+axis spans several dimensions factors it. `reading.py` says what such facts add up to; what is not video is condition.
+The keys must tell the same story, or the site is no self-attention.
 
-Which factors are frames, rows and columns? The rows and columns that a convolution slides over are just that, and win
-over any view. Otherwise one view must show three factors; `[B, frames, tokens a frame]` proves no grid. Where the walk
-ends, or meets a convolution, the tokens must lie in their own order: windows and other rasters are no grid. Tables of
-positions count like any tensor, since they are where the model itself puts its tokens.
+Where the walk ends, or meets a convolution, the tokens must lie in their own order: windows and other rasters are no
+grid. Tables of positions count like any tensor, since they are where the model itself puts its tokens.
 
 Sound because each step of the walk proves that token i stays token i (`rules.py`); incomplete by design.
 """

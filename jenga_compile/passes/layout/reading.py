@@ -2,7 +2,8 @@
 
 Convolutions win over views. What one slides over, or whole frames of it, is video; where the frames next to those were
 embedded by another convolution over as many rows and columns, as an image that replaces the first frame is, so are
-they. Without a convolution, the widest range that a view has split into three is the video.
+they. Without a convolution, the widest range that a view has split is the video, and one view must show three factors:
+`[B, frames, tokens a frame]` proves no grid.
 """
 
 from __future__ import annotations
