@@ -45,6 +45,9 @@ ATTENTION = torch.ops.jenga.attention.default
 CARVED = torch.ops.jenga.carved_attention.default
 CURVE_INDEX = torch.ops.jenga.curve_index.default
 
+GATHER = torch.ops.aten._unsafe_index.Tensor
+"""`aten.index` that checks no bounds: a curve index is a permutation of the tokens that the verifier counts."""
+
 REORDERED = 13
 """Place of `reordered` among the arguments of `CARVED`."""
 

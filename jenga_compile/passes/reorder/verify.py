@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import operator
 
-import torch
 from torch.fx import Graph, Node
 
 from jenga_compile.passes.graph import argument, integer, is_tensor, shape_of
 from jenga_compile.passes.reorder import forward
 from jenga_compile.passes.reorder.runs import Fault, Runs, fixed, is_permuted, met, on_curve, tokens_of
 from jenga_compile.passes.reorder.seen import Moved, Seen
-from jenga_compile.passes.site import CARVED, CURVE_INDEX, CarvedCall
-
-aten = torch.ops.aten
+from jenga_compile.passes.site import CARVED, CURVE_INDEX, GATHER, CarvedCall
 
 
 def verify_reorder(graph: Graph) -> str | None:
@@ -56,7 +53,7 @@ def _refuse(node: Node, seen: Seen, what: str) -> None:
 
 def _curve_index(node: Node) -> tuple[int, Node] | None:
     """(dimension, index) of a gather by a curve."""
-    if node.target is not aten.index.Tensor:
+    if node.target is not GATHER:
         return None
     indices = argument(node, 1, "indices")
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from jenga_compile.passes.graph import shape_of, tensor_of
 from jenga_compile.passes.reorder.order import Label, place_of
 from jenga_compile.passes.reorder.plan import Gather, ReorderPlan
-from jenga_compile.passes.site import CURVE_INDEX, CUTS, REORDERED
+from jenga_compile.passes.site import CURVE_INDEX, CUTS, GATHER, REORDERED
 from jenga_compile.passes.sizes import Expressions, SizeNodes, Valuation, expression_of, under
 
 aten = torch.ops.aten
@@ -154,7 +154,7 @@ class _Writer:
         return self._call(behind, operator.sub, size, int(known))
 
     def _take(self, source: Node, index: Node, dim: int, before: Node) -> Node:
-        return self._call(before, aten.index.Tensor, source, [None] * dim + [index])
+        return self._call(before, GATHER, source, [None] * dim + [index])
 
     def _take_merged(
         self, source: Node, gather: Gather, extent: _Extent, labels: Sequence[Label], behind: Node
