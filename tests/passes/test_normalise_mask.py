@@ -258,6 +258,7 @@ KEY_INPUTS = {
     "integers, product": (padding().int(), lambda m: (m[:, None, :, None] * m[:, None, None]) > 0),
     "token numbers, clamped": (NUMBERS, lambda m: row((1 - m.clamp(0, 1).float()) * -1e4)),
     "token numbers, halved": (NUMBERS, lambda m: row((1 - ((m.abs() + m) / 2).clamp(max=1)) * -1e4)),
+    "signs, subtracted": (NUMBERS.sign(), lambda m: row((1 - m.float()) * -1e9)),
     "token numbers above 0": (NUMBERS, lambda m: row(m > 0)),
     "token numbers but 0": (NUMBERS, lambda m: row(m != 0)),
     "bytes, filled": (padding().byte(), lambda m: torch.zeros(2, 1, 1, N).masked_fill(row(m) == 0, -torch.inf)),

@@ -485,6 +485,10 @@ COLUMN = torch.randn(TOKENS, generator=torch.Generator().manual_seed(3))
 LEFT: dict[str, tuple[Call, str]] = {
     "returned": (returned, "written out: the weights are used elsewhere too"),
     "scores_seen": (scores_seen, "written out: the scores are used elsewhere too"),
+    "partly_normalised": (
+        lambda q, k, v: torch.sub(s := q @ k.mT, s.logsumexp(-1, keepdim=True), alpha=0.9).exp() @ v,
+        "written out: ",
+    ),
     "gated": (
         lambda q, k, v: ((q @ k.mT).softmax(-1) * 0.5) @ v,
         "written out: mul between the softmax and the values",

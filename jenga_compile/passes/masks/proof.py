@@ -124,11 +124,12 @@ class _Table:
         dim = self._place[atom] - 1
         others = tuple(slice(None if place == dim else 2) for place in range(len(self._place)))
         zero, one, three, negative = self._all(term)[others].unbind(dim)
-        if not torch.equal(three, one) or torch.equal(negative, one):
-            return False
-        if not torch.equal(negative, zero):
+        if torch.equal(negative, one) or torch.equal(negative, zero):
+            return not torch.equal(negative, one)
+        if torch.equal(three, one):
             raise Unproven("mask compares integers that may be negative: pass a boolean mask")
-        return True
+        # It calculates with 0 and 1; what adds less still than 0 does is closed as well.
+        return not negative.dtype.is_complex and bool((negative <= zero).all())
 
     def _all(self, term: Term) -> Tensor:
         """For every value of every atom."""

@@ -70,7 +70,7 @@ def _exponential(node: Node) -> Softmax | None:
         return None
     if name_of(inner) == "log_softmax":
         return _softmax(node, first(inner), argument(inner, 1, "dim"), inner)
-    below = second(inner) if name_of(inner) == "sub" else None
+    below = second(inner) if name_of(inner) == "sub" and inner.kwargs.get("alpha", 1) == 1 else None
     if not is_tensor(below) or name_of(below) != "logsumexp" or first(below) is not first(inner):
         return None
     if argument(below, 2, "keepdim") is not True:
