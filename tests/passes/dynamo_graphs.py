@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from jenga_compile import Report
+from jenga_compile.backend import jenga
 from jenga_compile.config import Carving, Options
 from jenga_compile.passes.enter_other_attention import enter_other_attention
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.mark_attention import mark_attention
+from tests.tolerance import assert_rounding
+
+
+class Caller(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.call(*inputs)
 
 
 @dataclasses.dataclass
@@ -66,3 +80,20 @@ def after_pass(
         out = torch.compile(model, backend=backend, fullgraph=True)(*inputs)
     (outcome,) = found
     return dataclasses.replace(outcome, out=out)
+
+
+def compiled_as_eager(model: nn.Module, x: Tensor, options: Mapping[str, Any]) -> Report:
+    """The report of the one graph that the backend makes of `model`, which computes what the model does.
+
+    The model is in float64 afterwards.
+    """
+    reports: list[Report] = []
+    torch._dynamo.reset()
+    with torch.no_grad():
+        options = {**options, "on_report": reports.append}
+        out = torch.compile(model, backend=jenga, options=options, fullgraph=True)(x)
+        eager = model(x)
+        truth = model.double()(x.double())
+    assert_rounding(out, truth, eager, eager)
+    (report,) = reports
+    return report

@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from jenga_compile import Report
-from jenga_compile.backend import jenga
 from jenga_compile.config import Carving, Options
 from jenga_compile.passes.add_heads import add_heads
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.mark_attention import mark_attention
 from jenga_compile.passes.site import ATTENTION
-from tests.passes.dynamo_graphs import Outcome, after_pass
+from tests.passes.dynamo_graphs import Caller, Outcome, after_pass, compiled_as_eager
 from tests.tolerance import assert_rounding, eager_attention
 
 sdpa = F.scaled_dot_product_attention
@@ -42,15 +40,6 @@ def keep(*shape: int) -> Tensor:
 
 def bias(*shape: int) -> Tensor:
     return torch.arange(math.prod(shape)).mul(1.7).sin().view(shape)
-
-
-class Caller(nn.Module):
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.call(*inputs)
 
 
 def ranks(outcome: Outcome) -> list[int]:
@@ -201,14 +190,7 @@ class Block(nn.Module):
 
 
 def test_the_backend_carves_it() -> None:
-    reports: list[Report] = []
     model, x = Block().eval(), torch.randn(BATCH, TOKENS, HEADS * WIDTH, generator=torch.Generator().manual_seed(1))
-    options = {"inner": "eager", "keep": 1.0, "min_blocks": 2, "grid": GRID, "on_report": reports.append}
-    torch._dynamo.reset()
-    with torch.no_grad():
-        out = torch.compile(model, backend=jenga, options=options, fullgraph=True)(x)
-        eager = model(x)
-        truth = model.double()(x.double())
-    assert_rounding(out, truth, eager, eager)
-    (report,) = reports
+    options = {"inner": "eager", "keep": 1.0, "min_blocks": 2, "grid": GRID}
+    report = compiled_as_eager(model, x, options)
     assert (report.seen, report.carved) == (1, 1), report

@@ -15,13 +15,11 @@ from torch.fx import GraphModule
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
-from jenga_compile import Report
-from jenga_compile.backend import jenga
 from jenga_compile.config import Carving, Options
 from jenga_compile.passes.enter_other_attention import enter_other_attention
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.open_attention_layers import open_attention_layers
-from tests.passes.dynamo_graphs import Outcome, after_pass
+from tests.passes.dynamo_graphs import Outcome, after_pass, compiled_as_eager
 from tests.tolerance import assert_rounding
 
 Call = Callable[..., Any]
@@ -537,17 +535,10 @@ class LayerDiT(nn.Module):
     ],
 )
 def test_the_backend_carves_it(kind: str) -> None:
-    reports: list[Report] = []
     model = LayerDiT(kind).eval()
     x = torch.randn(2, CHANNELS, 3, 16, 12, generator=torch.Generator().manual_seed(0))
-    options = {"inner": "eager", "keep": 1.0, "min_blocks": 1, "on_report": reports.append}
-    torch._dynamo.reset()
-    with torch.no_grad():
-        out = torch.compile(model, backend=jenga, options=options, fullgraph=True)(x)
-        eager = model(x)
-        truth = model.double()(x.double())
-    assert_rounding(out, truth, eager, eager)
-    (report,) = reports
+    options = {"inner": "eager", "keep": 1.0, "min_blocks": 1}
+    report = compiled_as_eager(model, x, options)
     assert (report.seen, report.carved) == (2, 2), report
     assert all(site.reordered for site in report.sites)
     assert {site.grid for site in report.sites} == {GRID}

@@ -18,7 +18,7 @@ from jenga_compile.backend import jenga
 from jenga_compile.config import Carving, Options
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.recognise_attention import recognise_attention
-from tests.passes.dynamo_graphs import Outcome, after_pass
+from tests.passes.dynamo_graphs import Caller, Outcome, after_pass
 from tests.tolerance import assert_rounding, eager_attention
 
 sdpa = F.scaled_dot_product_attention
@@ -44,15 +44,6 @@ def padding() -> Tensor:
 def bias(*shape: int) -> Tensor:
     shape = shape or (HEADS, TOKENS, TOKENS)
     return torch.arange(math.prod(shape)).mul(1.7).sin().view(shape)
-
-
-class Caller(nn.Module):
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.call(*inputs)
 
 
 def recognise(call: Call, *inputs: Tensor, min_blocks: int = 2, grad: bool = False, dynamic: bool = False) -> Outcome:
