@@ -27,7 +27,7 @@ from jenga_compile.passes.graph import graphs_of, module_classes, tensor_of
 from jenga_compile.passes.infer_layout import short_site
 from jenga_compile.passes.layout.proof import Layout
 from jenga_compile.passes.ledger import Ledger
-from jenga_compile.passes.site import ATTENTION, CARVED
+from jenga_compile.passes.site import ATTENTION, CARVED, number_of
 from jenga_compile.passes.sizes import SizeNodes, Valuation, hint_of, valuations
 
 aten = torch.ops.aten
@@ -37,18 +37,17 @@ def carve_attention(gm: GraphModule, ledger: Ledger) -> None:
     for graph_module in graphs_of(gm):
         graph = graph_module.graph
         sites = [
-            site for site in graph.find_nodes(op="call_function", target=ATTENTION) if site.args[5] in ledger.layouts
+            site for site in graph.find_nodes(op="call_function", target=ATTENTION) if number_of(site) in ledger.layouts
         ]
         if sites:
             example, sizes = valuations(graph)[0], SizeNodes(graph)
             for site in sites:
-                ledger.settle(site.args[5], **_carve(site, sizes, example, ledger))
+                ledger.settle(number_of(site), **_carve(site, sizes, example, ledger))
             graph_module.recompile()
 
 
 def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> dict[str, Any]:
-    number, mask = site.args[5], site.args[3]
-    assert isinstance(number, int)
+    number, mask = number_of(site), site.args[3]
     layout, carving = ledger.layouts[number], ledger.options.carving
     if sizes.at_most(layout.video, carving.longest_short):
         return short_site(example(layout.video), "video tokens", carving)

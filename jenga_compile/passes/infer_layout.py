@@ -22,7 +22,7 @@ from jenga_compile.passes.layout.proof import CrossAttention, Layout, LayoutProo
 from jenga_compile.passes.layout.reading import Unproven
 from jenga_compile.passes.layout.symbolic import SymbolicLayout
 from jenga_compile.passes.ledger import Ledger
-from jenga_compile.passes.site import ATTENTION
+from jenga_compile.passes.site import ATTENTION, number_of
 from jenga_compile.passes.sizes import (
     Expressions,
     Valuation,
@@ -51,13 +51,11 @@ def infer_layout(gm: GraphModule, ledger: Ledger) -> None:
 
 def _is_short(site: Node, ledger: Ledger) -> bool:
     """Whether the site has too few tokens; a number of tokens that hangs on data is judged by its video."""
-    number = site.args[5]
-    assert isinstance(number, int)
     size = tensor_of(site).shape[2]
     carving = ledger.options.carving
     is_short = not is_data_dependent(site) and at_most(size, carving.longest_short)
     if is_short:
-        ledger.settle(number, **short_site(hint_of(size), "tokens", carving))
+        ledger.settle(number_of(site), **short_site(hint_of(size), "tokens", carving))
     return is_short
 
 
@@ -81,8 +79,7 @@ def _infer(gm: GraphModule, sites: list[Node], ledger: Ledger) -> None:
     if ledger.options.grid is not None:
         _check_given(sites, stories[0], ledger)
     for place, site in enumerate(sites):
-        number = site.args[5]
-        assert isinstance(number, int)
+        number = number_of(site)
         layout = None if found is None else found[place]
         if layout is not None:
             ledger.layouts[number] = layout
@@ -97,9 +94,7 @@ def _check_given(sites: list[Node], stories: list[Layout | Unproven], ledger: Le
     misfits = [(site, story) for site, story in zip(sites, stories, strict=True) if isinstance(story, Misfit)]
     if misfits and not any(isinstance(story, Layout) for story in stories):
         site, why = misfits[0]
-        number = site.args[5]
-        assert isinstance(number, int)
-        raise GridUnfit(path=ledger[number].path, why=why)
+        raise GridUnfit(path=ledger[number_of(site)].path, why=why)
 
 
 def _left(story: Layout | Unproven) -> dict[str, object]:

@@ -58,6 +58,13 @@ CUTS = 9
 """Place of `cuts` among them."""
 
 
+def number_of(site: Node) -> int:
+    """The number under which the ledger has a call of `ATTENTION`."""
+    number = site.args[5]
+    assert isinstance(number, int)
+    return number
+
+
 @dataclasses.dataclass(frozen=True)
 class CarvedCall:
     """The arguments of `CARVED` that say in what order its tokens come, in the numbers of the valuation in force."""
