@@ -189,6 +189,19 @@ class NotDifferentiable(JengaError, RuntimeError):
     )
 
 
+class KernelUnavailable(JengaError, RuntimeError):
+    template = (
+        'kernel={kernel!r} cannot compute this attention: {why}. Use kernel="auto", which takes the fastest that can.'
+    )
+
+
+class NoKernelWorks(JengaError, RuntimeError):
+    template = (
+        "no variant of the kernel for {what} gives the right numbers on {device}: {why}. "
+        'Use kernel="gathered", and report this with the versions of torch and triton.'
+    )
+
+
 class UnknownVideoFormat(JengaError, ValueError):
     template = "cannot write {path!r}: {found} is no video format known here. Use one of {formats}."
 

@@ -1,0 +1,103 @@
+"""`jenga::block_sparse_attention` on Hopper: launches `hopper_kernel.py`; the contract is in `op.py`.
+
+Beyond the output it takes two int32 a tile, for tiles to compute anew. q, k and v are read where they are if the copy
+engine can: elements of a token side by side, and every other stride a multiple of 16 bytes; else they are copied.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from jenga_compile.grid import BLOCK
+from jenga_compile.kernels.block_sparse_attention import hopper_kernel
+from jenga_compile.kernels.block_sparse_attention.special import first_special
+from jenga_compile.kernels.blocks import BlockLayout
+from jenga_compile.kernels.launch import on_device
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+MAX_DIM = 128
+"""Largest head dim: accumulators of 64 x 128 fill the registers of a warpgroup."""
+
+_STAGES = 2
+_CONSUMER_REGISTERS, _PRODUCER_REGISTERS, _REGISTERS = 240, 24, 168
+"""A thread's registers by its role, and at launch: 12 warps of 168 are all that a multiprocessor has."""
+
+_Q_IN_REGISTERS = triton.__version__.startswith("3.6.")
+"""Saves a fifth of the reads of shared memory. Only where it was measured: later versions of Triton spill."""
+
+_LOG2E = 1.4426950408889634
+
+
+def block_sparse_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    indices: torch.Tensor,
+    counts: torch.Tensor,
+    knobs: torch.Tensor,
+    video: int,
+    key_mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    batch, heads, length, dim = q.shape
+    blocks = BlockLayout(length, video)
+    out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
+    texts = blocks.keys - blocks.rows
+    total = batch * heads * blocks.keys
+    noted = torch.zeros(1 + 2 * total, dtype=torch.int32, device=q.device)
+    special = first_special(blocks, batch, key_mask, q.device)
+    mask = None if key_mask is None else key_mask.contiguous().view(torch.int8)
+
+    width = 64 if dim <= 64 else 128
+    video_out = _descriptor(out[:, :, :video], 64, width)
+    tensors = (
+        *(_descriptor(_copyable(x), rows, width) for x, rows in ((q, 64), (k, BLOCK), (v, BLOCK))),
+        video_out,
+        _descriptor(out[:, :, video:], 64, width) if texts else video_out,
+        *(indices.contiguous(), counts.contiguous()),
+        *(q.new_empty(1, dtype=torch.int8) if mask is None else mask, special, knobs, noted),
+    )
+    sizes = (total, batch * heads, heads, blocks.rows, texts, blocks.keys, video, length, scale * _LOG2E)
+    constants = dict(
+        D=width,
+        ST=_STAGES,
+        LIST=min(1024, max(128, triton.next_power_of_2(blocks.keys))),
+        HAS_MASK=mask is not None,
+        Q_IN_REGISTERS=_Q_IN_REGISTERS,
+        CONSUMER_REGISTERS=_CONSUMER_REGISTERS,
+        PRODUCER_REGISTERS=_PRODUCER_REGISTERS,
+        num_warps=4,
+        maxnreg=_REGISTERS,
+        enable_fp_fusion=True,
+    )
+    exact = q.dtype == torch.float16
+    with on_device(q.device):
+        hopper_kernel.attend[(total,)](*tensors, *sizes, LAZY=exact, REDO=False, **constants)
+        if not exact:
+            programs = min(total, torch.cuda.get_device_properties(q.device).multi_processor_count)
+            hopper_kernel.attend[(programs,)](*tensors, *sizes, LAZY=True, REDO=True, **constants)
+    return out
+
+
+def _copyable(x: torch.Tensor) -> torch.Tensor:
+    """x [B, H, L, D] itself, or a copy that the copy engine can read."""
+    step = 16 // x.element_size()
+    fits = x.data_ptr() % 16 == 0 and x.stride(3) == 1
+    fits &= all(stride % step == 0 and (stride or size == 1) for stride, size in _outer(x) if size > 1)
+    return x if fits else x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _outer(x: torch.Tensor) -> list[tuple[int, int]]:
+    return list(zip(x.stride()[:3], x.shape[:3], strict=True))
+
+
+def _descriptor(x: torch.Tensor, rows: int, width: int) -> TensorDescriptor:
+    """Copies of [rows, width] from x [B, H, L, D]; what lies past L or D is zero when read, and not written."""
+    # The stride of a dimension of size 1 means nothing, but must be a valid one.
+    strides = [stride if size > 1 else x.shape[3] * 16 for stride, size in _outer(x)]
+    layout = gl.NVMMASharedLayout(128, 16, rank=4)
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, width], layout)

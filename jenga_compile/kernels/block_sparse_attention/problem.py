@@ -1,0 +1,40 @@
+"""A small call of `jenga::block_sparse_attention` with its answer, on which kernels prove themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from jenga_compile.kernels.block_sparse_attention import gathered
+from jenga_compile.kernels.knobs import make_knobs
+
+_HEADS, _ROWS, _LISTED = 8, 64, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Arguments, and what the operator gives for them in fp32."""
+
+    arguments: tuple[Any, ...]
+    truth: torch.Tensor
+    """float32 [1, H, L, Dv]."""
+
+
+def attention_problem(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int) -> Problem:
+    """64 query rows of 8 heads that list 16 blocks each, with text, partial blocks and a bias."""
+    random = torch.Generator().manual_seed(0)
+    video, text = _ROWS * 128 - 5, 131
+    keys = _ROWS + 2
+    q, k, v = (
+        torch.randn(1, video + text, _HEADS, width, generator=random).to(device, dtype).transpose(1, 2)
+        for width in (dim, dim, value_dim)
+    )
+    chosen = torch.rand(1, _HEADS, _ROWS, _ROWS, generator=random).argsort(-1)[..., : _LISTED - 2].sort(-1).values
+    indices = torch.full((1, _HEADS, _ROWS, keys), -1, dtype=torch.int32)
+    indices[..., :_LISTED] = torch.cat((chosen, torch.arange(_ROWS, keys).expand(*chosen.shape[:-1], 2)), -1)
+    counts = torch.full((1, _HEADS, _ROWS), _LISTED, dtype=torch.int32)
+    rest = (indices.to(device), counts.to(device), make_knobs(0.3, 0.0, 0.5, device=device), video, None, dim**-0.5)
+    truth = gathered.block_sparse_attention(q.float(), k.float(), v.float(), *rest)
+    return Problem(arguments=(q, k, v, *rest), truth=truth)

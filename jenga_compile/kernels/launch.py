@@ -1,0 +1,12 @@
+"""What every launch of a Triton kernel needs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, kernels are launched on `device`; Triton launches on the current one. On a CPU, its interpreter runs."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,124 @@
+"""Which variant of a kernel is the fastest on this GPU: measured once, checked before it is trusted, kept on disk.
+
+A compiler may accept a variant and miscompile it, so each one first has to give the right answer on a small problem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import triton
+
+from jenga_compile.errors import JengaError, NoKernelWorks
+from jenga_compile.files import write_text
+
+_log = logging.getLogger(__name__)
+_RUNS = 7
+"""Timed calls of each candidate; the median counts."""
+
+C = TypeVar("C")
+
+
+def forbidden(device: torch.device) -> bool:
+    """Whether nothing may be measured now: a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def fastest(
+    what: str,
+    *,
+    source: Path,
+    candidates: Sequence[C],
+    run: Callable[[C], Callable[[], torch.Tensor]],
+    truth: torch.Tensor,
+    device: torch.device,
+) -> C:
+    """The candidate that gives `truth` in the least time, from disk if it was measured before.
+
+    Args:
+        what: names the problem.
+        source: file of the kernel; the choice is forgotten when it changes.
+        run: makes a call out of a candidate.
+
+    Raises:
+        NoKernelWorks: no candidate runs and is right.
+    """
+    names = [repr(candidate) for candidate in candidates]
+    file = _file(what, source, names, device)
+    known = _read(file)
+    if known in names:
+        return candidates[names.index(known)]
+    times: dict[str, float] = {}
+    why: dict[str, str] = {}
+    with torch.cuda.device(device):
+        for name, candidate in zip(names, candidates, strict=True):
+            try:
+                call = run(candidate)
+                error = _error(call(), truth)
+                if error <= _allowed(call().dtype):
+                    times[name] = _time(call)
+                else:
+                    why[name] = f"relative error {error:.2g}"
+            except Exception as failure:  # a compiler's or driver's, of any class
+                why[name] = (str(failure).splitlines() or [type(failure).__name__])[0]
+    for name, reason in why.items():
+        _log.info("%s: %s is left out: %s", what, name, reason)
+    if not times:
+        raise NoKernelWorks(what=what, device=device, why=next(iter(why.values())))
+    best = min(times, key=lambda name: times[name])
+    _write(file, best)
+    return candidates[names.index(best)]
+
+
+def _error(actual: torch.Tensor, truth: torch.Tensor) -> float:
+    error = float((actual.float() - truth).norm() / truth.norm())
+    return error if error == error else float("inf")
+
+
+def _allowed(dtype: torch.dtype) -> float:
+    """A unit in the last place, four times what rounding P costs; of fp32 sums, a few dozen."""
+    eps = torch.finfo(dtype).eps
+    return 64 * eps if dtype == torch.float32 else eps
+
+
+def _time(call: Callable[[], object]) -> float:
+    """Median milliseconds."""
+    times = []
+    for _ in range(_RUNS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def _file(what: str, source: Path, names: Sequence[str], device: torch.device) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jenga_compile"
+    about = (what, source.read_text(), *names, torch.cuda.get_device_name(device), triton.__version__)
+    return root / f"{hashlib.sha256('|'.join(about).encode()).hexdigest()[:32]}.json"
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return str(json.loads(file.read_text())["fastest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(file: Path, name: str) -> None:
+    """A cache that cannot be written costs time in the next process, nothing else."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({"fastest": name}))
+    except (OSError, JengaError) as error:
+        _log.info("cannot remember the fastest kernel in %s: %s", file, error)
