@@ -252,6 +252,21 @@ class BenchFailed(JengaError, RuntimeError):
     )
 
 
+class UnknownShape(JengaError, LookupError):
+    template = "no attention site {name!r} to measure{hint} Sites: {valid}."
+
+
+class UnknownKernel(JengaError, LookupError):
+    template = "no {kind} {name!r} to measure{hint} Known: {valid}."
+
+
+class KernelsWrong(JengaError, RuntimeError):
+    template = (
+        "{count} of our kernels failed or differ from float64 by more than rounding, and so have no time; the first, "
+        "{name} on {case}: {why}. This is a bug of jenga_compile: please report it with the JSON file."
+    )
+
+
 class UnknownPreset(JengaError, LookupError):
     template = "no preset {name!r}; the nearest is {near!r}. Presets: {valid}."
 
