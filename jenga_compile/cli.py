@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jenga_compile.errors import JengaError
 
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (JengaError, OSError) as error:
         print(f"jenga: error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("jenga: interrupted, nothing written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"jenga: interrupted, {str(stop) or 'nothing written'}", file=sys.stderr)
         return INTERRUPTED
     return _say(report)
 
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB", parser_class=_Parser)
     _add_generate(verbs.add_parser("generate", help="make a video from a prompt with the packaged model"))
     _add_explain(verbs.add_parser("explain", help="what carving would do to a known model, without its weights"))
-    _add_bench(verbs.add_parser("bench", help="measure on this machine: compilation"))
+    _add_bench(verbs.add_parser("bench", help="measure on this machine: compilation, kernels"))
     return parser
 
 
@@ -162,6 +162,7 @@ def _explain(parsed: argparse.Namespace) -> str:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(required=True, metavar="WHAT", parser_class=_Parser)
     _add_bench_compile(what.add_parser("compile", help="seconds, graphs and caches of a known model's compilation"))
+    _add_bench_kernels(what.add_parser("kernels", help="the operators and other attention, on sites of known models"))
 
 
 def _add_bench_compile(parser: argparse.ArgumentParser) -> None:
@@ -180,6 +181,31 @@ def _bench_compile(parsed: argparse.Namespace) -> str:
     from jenga_compile.bench.compile_text import run
 
     return run(Request(**{name: value for name, value in vars(parsed).items() if name != "run"}))
+
+
+def _add_bench_kernels(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--models", nargs="+", help="sites by name (default: hunyuan-video-720p, on a CPU tiny)")
+    add("--densities", nargs="+", type=float, help="fractions of video blocks to keep (default: .05 .1 .2 .3 .5 1)")
+    add("--masks", nargs="+", choices=("structured", "random"), help="block lists (default: structured)")
+    add("--values", choices=("structured", "random"), help="how v is made (default: structured)")
+    add("--kernels", nargs="+", help="ours, for example select site auto (default: all; gathered only on a CPU)")
+    add("--rivals", nargs="*", help="what to measure beside ours, or nothing (default: all that are installed)")
+    add("--protocol", choices=("sustained", "burst"), help="in turns, or each from a cool chip (default: sustained)")
+    add("--rounds", type=int, help="rounds (default: 7, of bursts 1)")
+    add("--reps", type=int, help="most calls a round (default: 7, in a burst 5)")
+    add("--budget", type=float, help="seconds after which no case is started (default: none)")
+    add("--device", help="cuda or cpu (default: cuda)")
+    add("--json", type=Path, help="also write all of it to this file, after every case")
+    parser.set_defaults(run=_bench_kernels)
+
+
+def _bench_kernels(parsed: argparse.Namespace) -> str:
+    from jenga_compile.bench.kernels import Request
+    from jenga_compile.bench.kernels_text import run
+
+    given: dict[str, Any] = {name: value for name, value in vars(parsed).items() if name != "run" and value is not None}
+    return run(Request(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}))
 
 
 if __name__ == "__main__":

@@ -252,11 +252,7 @@ class BenchFailed(JengaError, RuntimeError):
     )
 
 
-class UnknownShape(JengaError, LookupError):
-    template = "no attention site {name!r} to measure{hint} Sites: {valid}."
-
-
-class UnknownKernel(JengaError, LookupError):
+class NotKnownToBench(JengaError, LookupError):
     template = "no {kind} {name!r} to measure{hint} Known: {valid}."
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jenga_compile.errors import UnknownShape, hint
+from jenga_compile.errors import NotKnownToBench, hint
 from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.models.catalogue import find_model
@@ -91,9 +91,9 @@ def find_shape(name: str) -> Shape:
     """The site of that name, in any case.
 
     Raises:
-        UnknownShape: there is none.
+        NotKnownToBench: there is none.
     """
     found = SHAPES.get(name.lower())
     if found is None:
-        raise UnknownShape(name=name, hint=hint(name.lower(), SHAPES), valid=", ".join(SHAPES))
+        raise NotKnownToBench(kind="site", name=name, hint=hint(name.lower(), SHAPES), valid=", ".join(SHAPES))
     return found
