@@ -1,6 +1,6 @@
 """The figures in the README, made from `results/`, so that the two cannot differ.
 
-python -m benchmarks.tables      rewrites the README's table
+python -m benchmarks.tables      rewrites the README's tables
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- numbers: python -m benchmarks.tables -->\n", "<!-- end of numbers -->\n"
+KERNELS_BEGIN, KERNELS_END = "<!-- kernels: python -m benchmarks.tables -->\n", "<!-- end of kernels -->\n"
 
 
 def main() -> None:
     readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    readme.write_text(before + BEGIN + numbers() + END + after)
+    text = readme.read_text()
+    for begin, end, made in ((BEGIN, END, numbers()), (KERNELS_BEGIN, KERNELS_END, kernels())):
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = before + begin + made + end + after
+    readme.write_text(text)
 
 
 def numbers() -> str:
@@ -31,8 +35,61 @@ def numbers() -> str:
     return "\n".join(["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]) + "\n"
 
 
+def kernels() -> str:
+    """What `jenga bench kernels` wrote, in Markdown; that there is nothing yet, where there is no file."""
+    if not _file("kernels").exists():
+        return "Not measured yet.\n"
+    return kernels_table(_result("kernels"))
+
+
+def kernels_table(result: Any) -> str:
+    """A row for each site and density, of lists that the selection made."""
+    about, protocol = result["environment"], result["protocol"]
+    machine = about.get("gpu", about["cpu"])
+    head = (
+        f"{machine}, {protocol['kind']}, torch {about['torch']}, Triton {about['triton']}, {result['inputs']['dtype']}."
+    )
+    columns = (
+        "site",
+        "density",
+        "attention",
+        "sparse rival",
+        "dense rival",
+        "whole site against it",
+        "selection's share",
+    )
+    rows = [_kernels_row(case) for case in result["cases"] if case["mask"] == "structured"]
+    lines = [columns, ("---",) * len(columns), *rows]
+    return f"{head} Milliseconds (TFLOP/s).\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _kernels_row(case: Any) -> tuple[str, ...]:
+    rows, dense = case["rows"], case["fastest_dense"]
+    timed = {name: row for name, row in rows.items() if row["group"] == "sparse" and row["ms"] is not None}
+    sparse = min(timed, key=lambda name: timed[name]["ms"], default=None)
+    faster, share = case["site_times_faster_than_it"], case["selection_share_of_site"]
+    return (
+        case["shape"]["name"],
+        f"{case['density']:.3f}",
+        _kernel_time(rows, "jenga auto"),
+        "-" if sparse is None else f"{sparse} {_kernel_time(rows, sparse)}",
+        "-" if dense is None else f"{dense} {_kernel_time(rows, dense)}",
+        "-" if faster is None else f"{faster:.2f}x",
+        "-" if share is None else f"{share:.1%}",
+    )
+
+
+def _kernel_time(rows: Any, name: str) -> str:
+    row = rows.get(name)
+    return "-" if row is None or row["ms"] is None else f"{row['ms']:.2f} ({row['tflops']:.3g})"
+
+
+def _file(name: str) -> Path:
+    return ROOT / "benchmarks" / "results" / f"{name}.json"
+
+
 def _result(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return json.loads(_file(name).read_text())
 
 
 def _cpu_attention(result: Any) -> list[tuple[str, str]]:

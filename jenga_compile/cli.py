@@ -204,8 +204,11 @@ def _bench_kernels(parsed: argparse.Namespace) -> str:
     from jenga_compile.bench.kernels import Request
     from jenga_compile.bench.kernels_text import run
 
-    given: dict[str, Any] = {name: value for name, value in vars(parsed).items() if name != "run" and value is not None}
-    return run(Request(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}))
+    given: dict[str, Any] = {}
+    for name, value in vars(parsed).items():
+        if name != "run" and value is not None:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return run(Request(**given))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ import torch
 from jenga_compile import compile as compile_model
 from jenga_compile import config, errors, explain, generate, media
 from jenga_compile.bench import compile as bench
+from jenga_compile.bench import kernels_text
+from jenga_compile.bench.kernels import Request as KernelsRequest
+from jenga_compile.bench.kernels import Result as KernelsResult
+from jenga_compile.bench.kernels_case import Case, Row
+from jenga_compile.bench.kernels_shapes import SHAPES, find_shape
 from jenga_compile.block_mask import Fixed, Importance, Own, PerHead, from_flex, split, to_flex
 from jenga_compile.grid import TokenGrid
 from jenga_compile.kernels import checks, knobs, static_masks
@@ -76,6 +81,15 @@ def bench_failed() -> None:
     died = SimpleNamespace(returncode=1, stderr="Traceback:\n  at a line\nKeyError: 'a'\n")
     with mock.patch("subprocess.run", return_value=died):
         bench.in_processes([bench.Request(model="toy").task("jenga")])
+
+
+def kernels_wrong() -> None:
+    request = KernelsRequest(device="cpu")
+    rows = {"jenga auto": Row(group="ours", status="wrong", why="error 2 of 1 allowed")}
+    case = Case(shape=SHAPES["tiny"], wanted=0.5, mask="random", density=0.6, rows=rows)
+    about = {"cpu": "a CPU", "torch": "2", "triton": None}
+    with mock.patch.object(kernels_text, "measure", return_value=KernelsResult(request, about, [case])):
+        kernels_text.run(request)
 
 
 def weights_missing() -> None:
@@ -171,6 +185,11 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.UnknownModel: (lambda: find_model("wan"), "no model 'wan' in the catalogue"),
     errors.NoNarrowModel: (lambda: narrow(replace(find_model("toy"), transformer="Sana")), "arguments of Sana set"),
     errors.BenchFailed: (bench_failed, "compiles toy with 'jenga' ended with exit code 1: KeyError: 'a'"),
+    errors.NotKnownToBench: (
+        lambda: find_shape("wan-14b"),
+        "no site 'wan-14b' to measure; did you mean 'wan-14b-720p'",
+    ),
+    errors.KernelsWrong: (kernels_wrong, "jenga auto on tiny, random lists at 0.5: error 2 of 1 allowed"),
     errors.UnknownPreset: (lambda: find_preset("slow"), "no preset 'slow'"),
     errors.ModelWeightsMissing: (weights_missing, "no model in 'nowhere'"),
     errors.OutOfRange: (lambda: request(steps=0), "steps 0 is outside [1, 1000]"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import BEGIN, END, numbers
+from benchmarks.tables import BEGIN, END, KERNELS_BEGIN, KERNELS_END, kernels, numbers
 from jenga_compile.config import Carving, Options
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_figures_are_those_of_the_results() -> None:
     assert BEGIN + numbers() + END in README, "run python -m benchmarks.tables"
+    assert KERNELS_BEGIN + kernels() + KERNELS_END in README, "run python -m benchmarks.tables"
 
 
 def test_every_option_stands_in_the_table_with_its_default() -> None:
@@ -46,7 +47,7 @@ def test_every_verb_is_in_the_makefile(verb: str) -> None:
 def test_every_flag_named_is_one_of_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     from jenga_compile.cli import main
 
-    for verb in (["generate"], ["explain"], ["bench", "compile"]):
+    for verb in (["generate"], ["explain"], ["bench", "compile"], ["bench", "kernels"]):
         with pytest.raises(SystemExit):
             main([*verb, "--help"])
     known = set(re.findall(r"--\w+", capsys.readouterr().out))

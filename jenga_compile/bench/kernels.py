@@ -27,7 +27,7 @@ from jenga_compile.bench.kernels_ours import OURS
 from jenga_compile.bench.kernels_rivals import RIVALS
 from jenga_compile.bench.kernels_shapes import DENSITIES, Shape, find_shape
 from jenga_compile.bench.kernels_timing import DEFAULTS, ROUND_MS, Protocol, ProtocolKind
-from jenga_compile.errors import DeviceUnavailable, OutOfRange, NotKnownToBench, hint
+from jenga_compile.errors import DeviceUnavailable, NotKnownToBench, OutOfRange, hint
 from jenga_compile.files import check_writable, write_text
 
 MASKS: tuple[MaskKind, ...] = get_args(MaskKind)
@@ -116,7 +116,7 @@ class Result:
             "environment": self.environment,
             "inputs": {**HOW, "values": request.values, "dtype": str(request.dtype).removeprefix("torch.")},
             "protocol": {**dataclasses.asdict(request.how_often), "at_most_ms_a_round": ROUND_MS},
-            "gate": {"times_the_plain_error": FACTOR, "caps_of_ours": CAPS},
+            "gate": {"times_the_plain_error": FACTOR, "caps_of_ours": {" ".join(of): cap for of, cap in CAPS.items()}},
             "cases": [_case_facts(case) for case in self.cases],
             "left_out_for_time": self.left_out,
         }

@@ -16,6 +16,7 @@ Group = Literal["ours", "sparse", "dense", "ceiling"]
 Sees = Literal["ours", "flat", "dense", "nothing"]
 Result: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
 Call: TypeAlias = Callable[[], Result]
+Missing: TypeAlias = Callable[[torch.device], str | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Kernel:
     prepare: Callable[[Work], Call]
     """Do what is not timed, and return the timed call. Attention gives [1, H, L, D], whatever its storage."""
 
-    missing: Callable[[torch.device], str | None]
+    missing: Missing
     """Why this machine cannot run it; None if it can."""
 
     precision: Literal["same", "fp8"] = "same"
@@ -58,23 +59,31 @@ def needs_cuda(device: torch.device) -> str | None:
 
 
 def needs_hopper(device: torch.device) -> str | None:
-    if reason := needs_cuda(device):
-        return reason
-    found = torch.cuda.get_device_capability(device)
-    return None if found[0] == 9 else f"needs compute capability 9, this GPU has {found[0]}.{found[1]}"
+    """Machine code for Hopper runs on no other GPU."""
+    return needs_cuda(device) or _capability(device, "9", lambda major: major == 9)
 
 
-def needs_package(module: str, package: str) -> Callable[[torch.device], str | None]:
-    """A Hopper GPU and an installed package."""
+def needs_tma(device: torch.device) -> str | None:
+    """Bulk tensor copies, which Hopper and later GPUs have."""
+    return needs_cuda(device) or _capability(device, "9 or above", lambda major: major >= 9)
+
+
+def needs_package(module: str, package: str, machine: Missing) -> Missing:
+    """An installed package, and then a machine."""
 
     def missing(device: torch.device) -> str | None:
         try:
             found = importlib.util.find_spec(module)
         except ImportError:
             found = None
-        return f"{package} is not installed" if found is None else needs_hopper(device)
+        return f"{package} is not installed" if found is None else machine(device)
 
     return missing
+
+
+def _capability(device: torch.device, wanted: str, suits: Callable[[int], bool]) -> str | None:
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if suits(major) else f"needs compute capability {wanted}, this GPU has {major}.{minor}"
 
 
 def never_missing(device: torch.device) -> None:

@@ -9,7 +9,8 @@ so their errors are of one size. The plain computation, which rounds logits and 
 the very same rows, and `FACTOR` times its error is allowed: both errors are norms over some 10,000 elements, which vary
 by some percent from input to input and not by multiples. For fp8 the plain computation rounds q, k and v to e4m3 with
 one scale a head, and the weights before their sum divides them. `CAPS` bounds ours besides, so that the promise
-does not grow with what is plain on some input.
+does not grow with what is plain on some input. There is none for fp8 and random values: their mean is small, and what
+rounding v leaves of it is 4 to 5 % off in the plain computation.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from jenga_compile.grid import BLOCK
 FACTOR = 2.0
 """Largest error allowed, in errors of the plain computation."""
 
-CAPS = {"same": 0.005, "fp8": 0.03}
-"""Largest error allowed of ours, by precision, for inputs of 16 bits."""
+CAPS = {("same", "structured"): 0.005, ("same", "random"): 0.005, ("fp8", "structured"): 0.03}
+"""Largest error allowed of ours, by precision and values, for inputs of 16 bits."""
 
 Precision = Literal["same", "fp8"]
 
@@ -72,7 +73,7 @@ class Gate:
         error = _relative(sample.of(result), sample.truth) if bool(result.isfinite().all()) else math.inf
         allowed = FACTOR * sample.plain_error(kernel.precision)
         if kernel.group == "ours" and result.dtype.itemsize == 2:
-            allowed = min(allowed, CAPS[kernel.precision])
+            allowed = min(allowed, CAPS.get((kernel.precision, self._work.inputs.values), math.inf))
         return Verdict(error, allowed)
 
     def _sample(self, sees: Literal["ours", "flat", "dense"]) -> _Sample:
@@ -112,7 +113,8 @@ class _Sample:
 
     def _attend(self, head: int, row: int, dtype: torch.dtype) -> torch.Tensor:
         q, k, v = (x.to(dtype) for x in self._rows(head, row))
-        return ((q @ k.T * q.shape[-1] ** -0.5).softmax(-1) @ v).double()
+        out: torch.Tensor = (q @ k.T * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return out.double()
 
     def _plain(self, head: int, row: int) -> torch.Tensor:
         return self._attend(head, row, self._inputs.q.dtype)
@@ -124,7 +126,8 @@ class _Sample:
         logits = q[self._pattern.queries(row)] @ k[keys].T * q.shape[-1] ** -0.5
         weights = (logits - logits.amax(-1, keepdim=True)).exp()
         rounded = (weights * FP8_MAX).to(torch.float8_e4m3fn).float() / FP8_MAX
-        return (rounded @ v[keys] / weights.sum(-1, keepdim=True)).double()
+        out: torch.Tensor = rounded @ v[keys] / weights.sum(-1, keepdim=True)
+        return out.double()
 
 
 def sampled(inputs: Inputs, rows: int) -> list[tuple[int, int]]:

@@ -58,6 +58,7 @@ class Inputs:
     """Tokens of one site, in curve order, [1, H, L, D] with the storage of [1, L, H, D] as models have it."""
 
     shape: Shape
+    values: ValueKind
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
@@ -115,7 +116,7 @@ def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype, values: 
         of_values = _features(places, length, shape.dim, drawn) if values == "structured" else None
         for tensor, features in ((q, shared), (k, shared), (v, of_values)):
             tensor[0, :, head] = _with_noise(features, shape, random)
-    return Inputs(shape, *(x.transpose(1, 2) for x in (q, k, v)))
+    return Inputs(shape, values, *(x.transpose(1, 2) for x in (q, k, v)))
 
 
 def make_work(inputs: Inputs, wanted: float, kind: MaskKind) -> Work:

@@ -21,7 +21,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from jenga_compile.bench.kernels_entry import Call, Kernel, needs_cuda, needs_hopper, needs_package, never_missing
+from jenga_compile.bench.kernels_entry import (
+    Call,
+    Kernel,
+    needs_cuda,
+    needs_hopper,
+    needs_package,
+    needs_tma,
+    never_missing,
+)
 from jenga_compile.bench.kernels_inputs import Work
 from jenga_compile.grid import BLOCK
 
@@ -36,8 +44,8 @@ _RECOMPILATIONS = 1000
 
 def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """e4m3 of x [1, H, L, D] and the scale of each head, float32 [1, H], by which it is to be multiplied."""
-    scale = x.abs().amax(dim=(2, 3)).float() / FP8_MAX
-    return (x / scale[..., None, None].to(x.dtype)).to(torch.float8_e4m3fn), scale
+    scale = (x.abs().amax(dim=(2, 3)).float() / FP8_MAX).to(x.dtype)
+    return (x / scale[..., None, None]).to(torch.float8_e4m3fn), scale.float()
 
 
 def _sdpa(backend: SDPBackend | None) -> Callable[[Work], Call]:
@@ -143,8 +151,8 @@ def _bhsd(out: Any) -> torch.Tensor:
 
 
 _FA3, _FA4 = "fa3-fwd", "flash-attn-4"
-_NEEDS_FA3 = needs_package("fa3_fwd_interface", _FA3)
-_NEEDS_FA4 = needs_package("flash_attn.cute", _FA4)
+_NEEDS_FA3 = needs_package("fa3_fwd_interface", _FA3, needs_hopper)
+_NEEDS_FA4 = needs_package("flash_attn.cute", _FA4, needs_tma)
 
 RIVALS: dict[str, Kernel] = {
     kernel.name: kernel
@@ -155,7 +163,7 @@ RIVALS: dict[str, Kernel] = {
             group="dense",
             sees="dense",
             prepare=_sdpa(SDPBackend.CUDNN_ATTENTION),
-            missing=needs_hopper,
+            missing=needs_cuda,
         ),
         Kernel(
             name="sdpa-flash",
@@ -177,7 +185,7 @@ RIVALS: dict[str, Kernel] = {
         Kernel(name="fa4", group="dense", sees="dense", prepare=_fa4, missing=_NEEDS_FA4, package=_FA4),
         Kernel(name="fa4-sparse", group="sparse", sees="flat", prepare=_fa4_sparse, missing=_NEEDS_FA4, package=_FA4),
         Kernel(name="flex", group="sparse", sees="flat", prepare=_flex({}), missing=needs_cuda),
-        Kernel(name="flex-tma", group="sparse", sees="flat", prepare=_flex({"USE_TMA": True}), missing=needs_hopper),
+        Kernel(name="flex-tma", group="sparse", sees="flat", prepare=_flex({"USE_TMA": True}), missing=needs_tma),
         Kernel(name="matmul", group="ceiling", sees="nothing", prepare=_matmul, missing=needs_cuda),
     )
 }

@@ -11,6 +11,9 @@ from jenga_compile.bench.kernels_ours import SITE
 from jenga_compile.errors import KernelsWrong
 from jenga_compile.forecast_text import WIDTH, table
 
+_COLUMNS = 6
+"""Densities that fit beside each other."""
+
 _NOT_TIMED = {"left out": "-", "failed": "failed", "wrong": "WRONG"}
 
 
@@ -35,7 +38,9 @@ def as_text(made: Result) -> str:
     """Machine, a table for each site and kind of lists, and what has no time and why."""
     blocks = [_head(made)]
     for (shape, mask), cases in itertools.groupby(made.cases, lambda case: (case.shape, case.mask)):
-        blocks.append([f"{shape}; {mask} lists, ms (TFLOP/s)", *_case_table(list(cases))])
+        every = list(cases)
+        parts = [_case_table(every[first : first + _COLUMNS]) for first in range(0, len(every), _COLUMNS)]
+        blocks.append([f"{shape}; {mask} lists, ms (TFLOP/s)", *itertools.chain(*parts)])
     notes = _reasons(made.cases)
     if made.left_out:
         notes.append(f"no time left for {len(made.left_out)} cases: {made.left_out[0]}, ...")

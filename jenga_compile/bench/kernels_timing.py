@@ -16,7 +16,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -66,7 +66,7 @@ def _sustained(calls: Mapping[str, Call], protocol: Protocol, device: torch.devi
     reps: dict[str, int] = {}
     raised: dict[str, Exception] = {}
     for number in range(protocol.rounds + 1):
-        for name in calls if number % 2 else reversed(calls):
+        for name in list(calls)[:: 1 if number % 2 else -1]:
             if name in raised:
                 continue
             try:
@@ -110,7 +110,8 @@ def _laps(call: Call, reps: int, device: torch.device) -> list[float]:
             call()
             marks.append(time.perf_counter())
         return [1e3 * (second - first) for first, second in itertools.pairwise(marks)]
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(reps + 1)]
+    event_type: Any = torch.cuda.Event
+    events = [event_type(enable_timing=True) for _ in range(reps + 1)]
     events[0].record()
     for event in events[1:]:
         call()
