@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -442,3 +444,41 @@ def test_dense_kernels_are_all_timed_once_a_site(monkeypatch: pytest.MonkeyPatch
 def test_a_shape_is_a_value() -> None:
     assert Shape(**{field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}) == TINY
     assert len({*SHAPES.values()}) == len(SHAPES)
+
+
+def fake_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **more: Any) -> torch.Tensor:
+    """Interface of FlashAttention 3 and 4 over [1, L, H, D], by plain attention in float32."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        assert x.is_contiguous()
+        assert x.dtype == torch.float32 or more[f"{name}_descale"].shape == (1, TINY.heads)
+    scales = (more.get(f"{name}_descale", torch.ones(1, 1))[..., None, None] for name in "qkv")
+    q, k, v = (x.float().transpose(1, 2) * scale for x, scale in zip((q, k, v), scales, strict=True))
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    if "block_sparse_tensors" in more:
+        lists = more["block_sparse_tensors"]
+        assert lists.block_size == (128, 128)
+        assert int(lists.mask_block_cnt.sum()) == 0
+        blocks = torch.arange(logits.shape[-1]) // 128
+        counts, indices = lists.full_block_cnt, lists.full_block_idx
+        used = torch.arange(indices.shape[-1]) < counts[..., None]
+        # Past the count are blocks that exist, for kernels that read ahead.
+        assert int(indices.min()) >= 0
+        table = torch.zeros(*indices.shape[:-1], indices.shape[-1] + 1, dtype=torch.bool)
+        table = table.scatter_(-1, torch.where(used, indices, indices.shape[-1]).long(), True)[..., :-1]
+        logits = logits.masked_fill(~table[:, :, blocks][..., blocks], -torch.inf)
+    return (logits.softmax(-1) @ v).transpose(1, 2).contiguous()
+
+
+@pytest.mark.parametrize("name", ["fa3", "fa3-fp8", "fa4", "fa4-sparse"])
+@pytest.mark.parametrize("kind", ["structured", "random"])
+def test_what_a_rival_is_given_computes_its_pattern(
+    inputs: Inputs, name: str, kind: bench.MaskKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = SimpleNamespace(BlockSparseTensorsTorch=SimpleNamespace)
+    for module in ("fa3_fwd_interface", "flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(flash_attn_func=fake_flash))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.block_sparsity", lists)
+    work = make_work(inputs, 0.1, kind)
+    verdict = Gate(work).judge(RIVALS[name], RIVALS[name].prepare(work)())
+    assert verdict is not None
+    assert verdict.green
