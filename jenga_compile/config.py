@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Inner = Literal["inductor", "aot_eager", "eager"]
 
+Kernel = Literal["auto", "gathered", "portable", "hopper", "fp8", "flash4"]
+"""Who computes block-sparse attention: `kernels/block_sparse_attention/providers.py`."""
+
 
 def _require_type(holds: bool, name: str, value: object, expected: str, way_out: str) -> None:
     if not holds:
@@ -136,6 +139,10 @@ class Options:
     """What runs the rewritten graph: Inductor, or PyTorch op by op, after Inductor's decompositions ("aot_eager") or
     without them ("eager"). The last two are for debugging and bisecting."""
 
+    kernel: Kernel = "auto"
+    """Who computes the attention that is carved. "auto" takes the fastest exact kernel that can; "fp8" rounds to 8 bits
+    as well and is faster. One asked for by name that cannot is an error when the model runs."""
+
     hoist: bool = True
     """Whether tokens are reordered once a graph, where that is proven; else every site does it by itself."""
 
@@ -173,7 +180,8 @@ class Options:
             str(get_args(TextSide)),
             "Pick one of them.",
         )
-        _require(self.inner in get_args(Inner), "inner", self.inner, str(get_args(Inner)), "Pick one of them.")
+        for name, kinds in (("inner", get_args(Inner)), ("kernel", get_args(Kernel))):
+            _require(getattr(self, name) in kinds, name, getattr(self, name), str(kinds), "Pick one of them.")
         if self.text is not None and self.grid is None:
             raise OptionsAtOdds(
                 name="text", value=self.text, beside="without grid", way_out="Give grid=(t, h, w) too, or leave it out."

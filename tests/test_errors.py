@@ -25,7 +25,7 @@ from jenga_compile.bench.kernels_case import Case, Row
 from jenga_compile.bench.kernels_shapes import SHAPES, find_shape
 from jenga_compile.block_mask import Fixed, Importance, Own, PerHead, from_flex, split, to_flex
 from jenga_compile.grid import TokenGrid
-from jenga_compile.kernels import checks, knobs, static_masks
+from jenga_compile.kernels import checks, knobs, static_masks, tuning
 from jenga_compile.models.catalogue import find_model
 from jenga_compile.models.narrow import narrow
 from jenga_compile.passes.ledger import Ledger
@@ -55,6 +55,25 @@ def carved(**changes: object) -> None:
     arguments = {"t": 3, "h": 8, "w": 12, "video_start": 0, "curve": "gilbert"} | changes
     arguments = {"cuts": [], "blocks": static_masks.register(static_masks.StaticMasks(Own())), "knobs": 0} | arguments
     ops.carved_attention(Q, Q, Q, None, **arguments)
+
+
+def sparse(**changes: object) -> None:
+    lists = torch.zeros(1, 2, 3, 3, dtype=torch.int32), torch.ones(1, 2, 3, dtype=torch.int32)
+    ops.block_sparse_attention(Q, Q, Q, *lists, KNOBS, 300, **changes)
+
+
+def no_kernel_works() -> None:
+    def run(_: str) -> torch.Tensor:
+        raise RuntimeError("no kernel of that kind")
+
+    tuning.fastest(
+        "a test",
+        source=Path(__file__),
+        candidates=["first"],
+        run=lambda name: lambda: run(name),
+        truth=Q,
+        device=Q.device,
+    )
 
 
 def request(**changes: object) -> None:
@@ -168,6 +187,8 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.GridNotSet: (lambda: carved(told=True), "over 300 tokens"),
     errors.OtherGridTold: (other_grid, "tells a token grid of 2x2x2"),
     errors.UnknownMask: (lambda: carved(blocks=99_999), "handle 99999"),
+    errors.KernelUnavailable: (lambda: sparse(kernel="hopper"), "kernel='hopper'"),
+    errors.NoKernelWorks: (no_kernel_works, "no kernel of that kind"),
     errors.UnknownKnobs: (lambda: carved(knobs=99_999), "handle 99999"),
     errors.UnknownKnob: (
         lambda: setattr(knobs.Knobs(), "kep", 0.1),

@@ -19,6 +19,7 @@ import triton
 
 from jenga_compile.errors import JengaError, NoKernelWorks
 from jenga_compile.files import write_text
+from jenga_compile.kernels.launch import on_device
 
 _log = logging.getLogger(__name__)
 _RUNS = 7
@@ -58,7 +59,7 @@ def fastest(
         return candidates[names.index(known)]
     times: dict[str, float] = {}
     why: dict[str, str] = {}
-    with torch.cuda.device(device):
+    with on_device(device):
         for name, candidate in zip(names, candidates, strict=True):
             try:
                 call = run(candidate)
@@ -91,9 +92,9 @@ def _allowed(dtype: torch.dtype) -> float:
 
 def _time(call: Callable[[], object]) -> float:
     """Median milliseconds."""
-    times = []
+    times: list[float] = []
     for _ in range(_RUNS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         call()
         end.record()
@@ -104,7 +105,8 @@ def _time(call: Callable[[], object]) -> float:
 
 def _file(what: str, source: Path, names: Sequence[str], device: torch.device) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jenga_compile"
-    about = (what, source.read_text(), *names, torch.cuda.get_device_name(device), triton.__version__)
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    about = (what, source.read_text(), *names, chip, triton.__version__)
     return root / f"{hashlib.sha256('|'.join(about).encode()).hexdigest()[:32]}.json"
 
 

@@ -2,7 +2,7 @@
 
 Before   out: [B, H, L, D] = jenga::attention(q, k, v, mask, scale, 7)
 After    m:   [B, L]       = reshape(mask)
-         out: [B, H, L, D] = jenga::carved_attention(q, k, v, m, t, h, w, start, curve, [], blocks, knobs, scale)
+         out: [B, H, L, D] = jenga::carved_attention(q, k, v, m, t, h, w, start, curve, [], blocks, knobs, scale, ...)
 
 Fires on   self-attention over a proven or given grid of at least `min_blocks` blocks, with no mask but key padding.
 Leaves     every other site, with its reason; under a mask that tells more heads apart than the site has, too.
@@ -64,7 +64,7 @@ def _carve(site: Node, sizes: SizeNodes, example: Valuation, ledger: Ledger) -> 
     curve = carving.curve or recipe_for(module_classes(site)).curve
     blocks = static_masks.register(static_masks.StaticMasks(parts.always, parts.allowed))
     how: tuple[Any, ...] = (curve, [], blocks, _knobs(carving, parts.importance))
-    _rewrite(site, arguments, how, number, told=layout.from_context)
+    _rewrite(site, arguments, how, number, (layout.from_context, ledger.options.kernel))
     found = layout.at(example)
     density = expected_keep(TokenGrid(*found.grid), curve, carving)
     return {"decision": "carved", "reason": _recognised(found), "curve": curve, "density": density}
@@ -93,12 +93,12 @@ def _fixed_knobs(keep: float, cutoff: float) -> int:
     return knobs.register(knobs.Knobs(keep=keep, cutoff=cutoff))
 
 
-def _rewrite(site: Node, sizes: list[Any], how: tuple[Any, ...], number: int, *, told: bool) -> None:
+def _rewrite(site: Node, sizes: list[Any], how: tuple[Any, ...], number: int, rest: tuple[bool, str]) -> None:
     query, key, value, mask, scale, _ = site.args
     graph = site.graph
     with graph.inserting_before(site):
         keys = _flat(graph, mask) if isinstance(mask, Node) else None
-        carved = graph.call_function(CARVED, (query, key, value, keys, *sizes, *how, scale, False, told))
+        carved = graph.call_function(CARVED, (query, key, value, keys, *sizes, *how, scale, False, *rest))
     # `eager_input_vals` describes the arguments of the operator that was replaced; Inductor matches it to ours.
     carved.meta = {name: value for name, value in site.meta.items() if name != "eager_input_vals"}
     carved.meta["jenga_site"] = number

@@ -82,7 +82,7 @@ class CarvedCall:
 
     @classmethod
     def of(cls, node: Node) -> CarvedCall:
-        query, key, value, mask, t, h, w, start, curve, cuts, _, _, _, reordered, told = node.args
+        query, key, value, mask, t, h, w, start, curve, cuts, _, _, _, reordered, told, _ = node.args
         grid = (integer(t), integer(h), integer(w))
         tensors: Any = (query, key, value)
         return cls(tensors, mask, grid, integer(start), curve, tuple(cuts), reordered, told)  # type: ignore[arg-type]

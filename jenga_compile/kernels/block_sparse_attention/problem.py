@@ -17,7 +17,9 @@ _HEADS, _ROWS, _LISTED = 8, 64, 16
 class Problem:
     """Arguments, and what the operator gives for them in fp32."""
 
-    arguments: tuple[Any, ...]
+    arguments: Any
+    """Of the operator, in order, up to the scale."""
+
     truth: torch.Tensor
     """float32 [1, H, L, Dv]."""
 

@@ -14,16 +14,16 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
+from jenga_compile.config import Kernel
 from jenga_compile.errors import KernelUnavailable, NoKernelWorks, OptionOutOfRange
 from jenga_compile.kernels.block_sparse_attention import gathered
 
 _log = logging.getLogger(__name__)
 
-Kernel = Literal["auto", "gathered", "portable", "hopper"]
 
 KERNELS: tuple[str, ...] = get_args(Kernel)
 

@@ -1,0 +1,207 @@
+"""`block_sparse_attention` on a CUDA GPU: each kernel that the GPU has, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from jenga_compile.errors import KernelUnavailable
+from jenga_compile.kernels.block_sparse_attention import gathered
+from jenga_compile.kernels.knobs import make_knobs
+from tests.kernels.test_block_sparse_attention import key_masks, random_lists
+from tests.tolerance import assert_rounding, eager_attention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+attend = torch.ops.jenga.block_sparse_attention
+EXACT = ("hopper", "portable")
+PLAIN = make_knobs(1.0, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """Deterministic mode fills what `empty` returns with NaN, so an output left unwritten shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def qkv(length: int, dim: int, dtype: torch.dtype, batch: int = 2, heads: int = 3) -> list[torch.Tensor]:
+    """Seeded q, k, v [B, H, L, D] with BSHD storage."""
+    random = torch.Generator().manual_seed(length)
+    return [
+        torch.randn(batch, length, heads, dim, generator=random).to("cuda", dtype).transpose(1, 2) for _ in range(3)
+    ]
+
+
+def lists(video: int, text: int, share: float, batch: int = 2, heads: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    indices, counts = random_lists(video, text, batch, heads, share)
+    return indices.cuda(), counts.cuda()
+
+
+def run(kernel: str, *arguments: object) -> torch.Tensor:
+    try:
+        return attend(*arguments, kernel=kernel)
+    except KernelUnavailable as error:
+        pytest.skip(str(error))
+
+
+def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: tuple[torch.Tensor, ...], video: int, mask, bias):
+    """`eager_attention` under the lists' meaning, in the dtype of q."""
+    from tests.kernels.test_block_sparse_attention import dense_bias
+
+    table = dense_bias(*(x.cpu() for x in rows), video, q.shape[2], None if mask is None else mask.cpu(), bias).cuda()
+    return table, eager_attention(q, k, v, table)
+
+
+def assert_attends(kernel: str, q, k, v, rows, video: int, mask=None, bias: float = 0.0) -> torch.Tensor:
+    knobs = make_knobs(1.0, 0.0, bias, device="cuda")
+    out = run(kernel, q, k, v, *rows, knobs, video, mask, None)
+    table, plain = eager(q, k, v, rows, video, mask, float(knobs[2]))
+    empty = table.isneginf().all(-1)
+    assert (out[empty] == 0).all()
+    truth = eager_attention(q.double(), k.double(), v.double(), table)
+    assert_rounding(out[~empty], truth[~empty], plain[~empty], v)
+    return out
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("text", [0, 1, 127, 128, 129, 300])
+@pytest.mark.parametrize("video", [1, 127, 128, 129, 1000])
+def test_any_length(kernel: str, video: int, text: int) -> None:
+    q, k, v = qkv(video + text, 128, torch.bfloat16)
+    rows = lists(video, text, 0.5)
+    assert_attends(kernel, q, k, v, rows, video, bias=0.7)
+    assert_attends(kernel, q, k, v, rows, video, key_masks(video, text).cuda(), bias=-0.5)
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [64, 72, 80, 88, 96, 112, 128, 256])
+def test_every_dtype_and_head_dim(kernel: str, dtype: torch.dtype, dim: int) -> None:
+    q, k, v = qkv(700 + 129, dim, dtype)
+    assert_attends(kernel, q, k, v, lists(700, 129, 0.5), 700, bias=0.3)
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("factor", [30.0, 1000.0])
+def test_logits_of_any_size(kernel: str, factor: float) -> None:
+    """A few keys far above the rest: what a reference other than the row's maximum cannot hold is computed anew."""
+    q, k, v = qkv(1000 + 129, 128, torch.bfloat16)
+    k[:, :, 5] *= factor
+    k[:, :, 900] *= factor
+    assert_attends(kernel, q, k, v, lists(1000, 129, 0.7), 1000)
+    assert_attends(kernel, q * 30, k, v, lists(1000, 129, 0.7), 1000)
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+def test_any_storage(kernel: str) -> None:
+    video, length, dim = 700, 829, 128
+    bshd = qkv(length, dim, torch.bfloat16)
+    rows = lists(video, length - video, 0.5)
+    expected = assert_attends(kernel, *bshd, rows, video)
+    fused = torch.stack([x.transpose(1, 2) for x in bshd], 2)
+    layouts = {
+        "BHSD": [x.contiguous() for x in bshd],
+        "one tensor of q, k and v": [fused[:, :, i].transpose(1, 2) for i in range(3)],
+        "head dim not last": [x.mT.contiguous().mT for x in bshd],
+        "rows of odd size": [torch.nn.functional.pad(x, (0, 1))[..., :dim] for x in bshd],
+    }
+    knobs = make_knobs(1.0, 0.0, device="cuda")
+    for name, (q, k, v) in layouts.items():
+        out = run(kernel, q, k, v, *rows, knobs, video, None, None)
+        assert torch.equal(out, expected), name
+        assert out.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+def test_a_head_does_not_look_at_others(kernel: str) -> None:
+    q, k, v = qkv(829, 64, torch.bfloat16)
+    indices, counts = lists(700, 129, 0.5)
+    knobs = make_knobs(1.0, 0.0, device="cuda")
+    order = torch.tensor([2, 0, 1], device="cuda")
+    out = run(kernel, q, k, v, indices, counts, knobs, 700, None, None)
+    moved = run(kernel, *(x[:, order] for x in (q, k, v, indices, counts)), knobs, 700, None, None)
+    assert torch.equal(moved, out[:, order])
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+def test_nothing_waits_for_the_gpu_and_little_memory_is_taken(kernel: str) -> None:
+    q, k, v = qkv(40_000 + 256, 128, torch.bfloat16, batch=1, heads=8)
+    rows = lists(40_000, 256, 0.2, batch=1, heads=8)
+    knobs = make_knobs(1.0, 0.0, device="cuda")
+    run(kernel, q, k, v, *rows, knobs, 40_000, None, None)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = run(kernel, q, k, v, *rows, knobs, 40_000, None, None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    taken = torch.cuda.max_memory_allocated() - before - out.numel() * out.element_size()
+    assert taken <= 0.02 * q.numel() * q.element_size()
+
+
+@pytest.mark.parametrize("kernel", EXACT)
+def test_on_a_stream_in_a_graph_and_compiled(kernel: str) -> None:
+    video = 700
+    q, k, v = qkv(829, 128, torch.bfloat16)
+    mask = key_masks(video, 129).cuda()
+    rows, knobs = lists(video, 129, 0.5), make_knobs(1.0, 0.0, device="cuda")
+    expected = run(kernel, q, k, v, *rows, knobs, video, mask, None)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        beside = run(kernel, q, k, v, *rows, knobs, video, mask, None)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(beside, expected)
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(kernel, q, k, v, *rows, knobs, video, mask, None)
+    captured.zero_()
+    q_before = q.clone()
+    q.mul_(-1)
+    graph.replay()
+    other = captured.clone()
+    q.copy_(q_before)
+    graph.replay()
+    assert torch.equal(captured, expected)
+    assert not torch.equal(other, expected)
+
+    def called(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attend(q, k, v, *rows, knobs, video, mask, None, kernel) + 1
+
+    compiled = torch.compile(called, fullgraph=True, mode="reduce-overhead")
+    with torch.no_grad():
+        for _ in range(3):
+            torch.compiler.cudagraph_mark_step_begin()
+            assert torch.equal(compiled(q, k, v), expected + 1)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("kernel", EXACT)
+def test_on_another_gpu_than_the_current(kernel: str) -> None:
+    q, k, v = qkv(829, 128, torch.bfloat16)
+    rows = lists(700, 129, 0.5)
+    expected = run(kernel, q, k, v, *rows, PLAIN.cuda(), 700, None, None)
+    there = [x.to("cuda:1") for x in (q, k, v, *rows, PLAIN)]
+    assert torch.equal(run(kernel, *there, 700, None, None).to(q.device), expected)
+
+
+def test_the_torch_path_is_no_other_operator() -> None:
+    """The yardstick of the tuner, on a GPU."""
+    q, k, v = qkv(829, 64, torch.float32)
+    rows = lists(700, 129, 0.5)
+    knobs = make_knobs(1.0, 0.0, device="cuda")
+    out = gathered.block_sparse_attention(q, k, v, *rows, knobs, 700, None, 64**-0.5)
+    table, plain = eager(q, k, v, rows, 700, None, 0.0)
+    full = ~table.isneginf().all(-1)
+    assert_rounding(out[full], eager_attention(q.double(), k.double(), v.double(), table)[full], plain[full], v)
