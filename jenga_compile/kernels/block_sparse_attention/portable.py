@@ -21,7 +21,7 @@ import triton
 from jenga_compile.grid import BLOCK
 from jenga_compile.kernels import tuning
 from jenga_compile.kernels.block_sparse_attention import portable_kernel
-from jenga_compile.kernels.block_sparse_attention.problem import Problem, attention_problem
+from jenga_compile.kernels.block_sparse_attention.problem import attention_problem
 from jenga_compile.kernels.block_sparse_attention.special import first_special
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.launch import on_device
@@ -131,10 +131,6 @@ def _tuned(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Config:
     return _measured(q.device, q.dtype, q.shape[-1], v.shape[-1], copied) or _SAFE
 
 
-def _run(config: Config, problem: Problem) -> torch.Tensor:
-    return block_sparse_attention(*problem.arguments, config)
-
-
 def _copyable(x: torch.Tensor) -> bool:
     """Whether descriptors can read x [B, H, L, D]."""
     step = 16 // x.element_size()
@@ -156,7 +152,7 @@ def _measured(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int
             f"{dtype} {dim} {value_dim} {copied}",
             source=Path(portable_kernel.__file__),
             candidates=candidates,
-            run=lambda config: functools.partial(_run, config, problem),
+            run=lambda config: functools.partial(problem.solved_by, block_sparse_attention, config=config),
             truth=problem.truth,
             device=device,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ class Problem:
 
     truth: torch.Tensor
     """float32 [1, H, L, Dv]."""
+
+    def solved_by(self, attention: Callable[..., torch.Tensor], **more: object) -> torch.Tensor:
+        return attention(*self.arguments, **more)
 
 
 def attention_problem(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int) -> Problem:

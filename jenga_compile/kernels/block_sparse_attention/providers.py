@@ -124,7 +124,7 @@ def _hopper_fails(device: torch.device, dtype: torch.dtype, dim: int) -> str | N
                 f"hopper {dtype} {dim}",
                 source=Path(hopper.__file__).with_name("hopper_kernel.py"),
                 candidates=("hopper",),
-                run=lambda _: functools.partial(hopper.block_sparse_attention, *problem.arguments),
+                run=lambda _: functools.partial(problem.solved_by, hopper.block_sparse_attention),
                 truth=problem.truth,
                 device=device,
             )
