@@ -66,14 +66,8 @@ def no_kernel_works() -> None:
     def run(_: str) -> torch.Tensor:
         raise RuntimeError("no kernel of that kind")
 
-    tuning.fastest(
-        "a test",
-        source=Path(__file__),
-        candidates=["first"],
-        run=lambda name: lambda: run(name),
-        truth=Q,
-        device=Q.device,
-    )
+    what = dict(source=Path(__file__), candidates=["first"], run=lambda name: lambda: run(name))
+    tuning.fastest("a test", **what, truth=Q, device=Q.device)
 
 
 def request(**changes: object) -> None:

@@ -60,6 +60,8 @@ def _why_not(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float) -> str
     """Why a kernel cannot compute this; None if it can."""
     if kernel == "gathered":
         return None
+    if kernel in ("fp8", "flash4"):
+        return "it is not there yet"
     if q.device.type != "cuda":
         return f"it needs a GPU, and the tensors are on {q.device}"
     if importlib.util.find_spec("triton") is None:
