@@ -103,7 +103,7 @@ def _step(
     # wait for the product above the exponentials.
     after = gl.minimum(step + 1, last)
     mbarrier.wait(k_full.index(after % ST), (after // ST) & 1)
-    acc, p, p_next, sums = warpgroup_mma_wait(0, deps=(acc_token, p, p_next, sums))
+    acc, p, p_next = warpgroup_mma_wait(0, deps=(acc_token, p, p_next))
     mbarrier.arrive(v_empty.index(before), count=1)
     if LAZY:
         acc = parts.lazy_scale(acc, gl.convert_layout(factor, gl.SliceLayout(1, O_LAYOUT))[:, None], D)
