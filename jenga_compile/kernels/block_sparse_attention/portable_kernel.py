@@ -16,10 +16,8 @@ def _span(block, R, video, length):
 @triton.jit
 def _listed(row_list, row, place, R):
     """Key block at a place of a row's list; a text row lists every block."""
-    block = place
-    if row < R:
-        block = tl.load(row_list + place)
-    return block
+    # Loaded for text rows too: loads behind a branch are not pipelined.
+    return tl.where(row < R, tl.load(row_list + place), place)
 
 
 @triton.jit
@@ -36,12 +34,12 @@ def _rows(base, stride, start, left, D: tl.constexpr, WIDTH: tl.constexpr, ROWS:
 
 
 @triton.jit
-def _accumulate(s, v, m, sums, acc, PRECISION: tl.constexpr):
-    """Online softmax: s [BM, BN] logits of base 2, v [BN, WIDTH_V], m and sums [BM], acc [BM, WIDTH_V]."""
-    top = tl.maximum(m, tl.max(s, 1))
+def _accumulate(s, scale, v, m, sums, acc, PRECISION: tl.constexpr):
+    """Online softmax: s [BM, BN], logits of base 2 once scaled, v [BN, WIDTH_V], m and sums [BM], acc [BM, WIDTH_V]."""
+    top = tl.maximum(m, tl.max(s, 1) * scale)
     # A row that has seen no valid key yet.
     base = tl.where(top == float("-inf"), 0.0, top)
-    p = tl.exp2(s - base[:, None])
+    p = tl.exp2(s * scale - base[:, None])
     factor = tl.exp2(m - base)
     sums = sums * factor + tl.sum(p, 1)
     acc = tl.dot(p.to(v.dtype), v, acc * factor[:, None], input_precision=PRECISION)
@@ -95,7 +93,11 @@ def attend(
     # The amplifier is in natural units, exponentials here are of base 2.
     bias = tl.load(knobs + 2) * 1.4426950408889634
 
-    b_q = _rows(q_head, q_l, q_start, q_left, D, WIDTH, BM, False)
+    if DESCRIPTORS:
+        # Through shared memory: in registers, a warpgroup would have no room for its accumulators.
+        b_q = tl.make_tensor_descriptor(q_head, [length, D], [q_l, 1], [BM, WIDTH]).load([q_start, 0])
+    else:
+        b_q = _rows(q_head, q_l, q_start, q_left, D, WIDTH, BM, False)
     # shapes: b_q is BM x WIDTH, m and sums BM, acc BM x WIDTH_V
     m = tl.full([BM], float("-inf"), tl.float32)
     sums = tl.zeros([BM], tl.float32)
@@ -114,7 +116,7 @@ def attend(
         s = tl.dot(b_q, b_k.T, input_precision=PRECISION) * scale
         s += tl.where((block >= R) & (row < R), bias, 0.0)
         s = tl.where(valid[None, :], s, float("-inf"))
-        m, sums, acc = _accumulate(s, b_v, m, sums, acc, PRECISION)
+        m, sums, acc = _accumulate(s, 1.0, b_v, m, sums, acc, PRECISION)
     for i in tl.range(specials * STEPS, n * STEPS, warp_specialize=SPECIALIZE):
         start = _listed(row_list, row, n - 1 - i // STEPS, R) * 128 + i % STEPS * BN
         if DESCRIPTORS:
@@ -123,8 +125,8 @@ def attend(
         else:
             b_k = _rows(k_head, k_l, start, BN, D, WIDTH, BN, True)
             b_v = _rows(v_head, v_l, start, BN, DV, WIDTH_V, BN, True)
-        s = tl.dot(b_q, b_k.T, input_precision=PRECISION) * scale
-        m, sums, acc = _accumulate(s, b_v, m, sums, acc, PRECISION)
+        s = tl.dot(b_q, b_k.T, input_precision=PRECISION)
+        m, sums, acc = _accumulate(s, scale, b_v, m, sums, acc, PRECISION)
 
     o = acc * tl.where(sums > 0, 1.0 / sums, 0.0)[:, None]
     query = tl.arange(0, BM)
