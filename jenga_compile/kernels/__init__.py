@@ -6,7 +6,7 @@
     carved_attention         the three together, on tokens in the model's own order
 
 In each folder `op.py` holds the contract, `reference.py` the definition and every other file a provider of the same
-numbers: `gathered.py` is torch only and serves the CPU.
+numbers: `gathered.py` is torch only and serves the CPU, `fused.py` holds Triton kernels and is imported on a GPU.
 """
 
 from jenga_compile.kernels import block_select, block_sparse_attention, carved_attention, curve_index

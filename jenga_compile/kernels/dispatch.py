@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +14,17 @@ import torch
 def without_autocast(tensor: torch.Tensor) -> torch.autocast:
     """Inside, operators compute in the types they are given and say they return, whatever the caller's mode is."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+@functools.cache
+def runs_triton(device: torch.device) -> bool:
+    """Whether kernels of ours can run there: Triton, and an NVIDIA GPU that has bf16 and tf32 (sm_80 and later)."""
+    return (
+        device.type == "cuda"
+        and torch.version.cuda is not None
+        and importlib.util.find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 _order: ContextVar[Callable[[int], torch.Tensor] | None] = ContextVar("jenga_order", default=None)

@@ -52,6 +52,22 @@ def as_mask(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return mask.scatter_(-1, indices.where(used, keys).long(), True)[..., :keys]
 
 
+def finely_graded() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """fp32 q and k of 40 blocks, and the best 20 of them for every row, bool [40].
+
+    Scores lie 2^-11 apart, before the scale. Two of them in fp32 err by less, each by D * 2^-24 times the sum of |q k|,
+    which is below 2^-12; with 11 bits of q or of k they err by more.
+    """
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(64, generator=generator).double()
+    k = torch.randn(40, 64, generator=generator).double()
+    rank = torch.randperm(40, generator=generator)
+    k += (1 + rank * 2.0**-11 - k @ q)[:, None] * q / q.square().sum()
+    tokens = torch.zeros(2, 1, 1, 40, 128, 64)
+    tokens[0, ..., 0, :], tokens[1, ..., 0, :] = 128 * q, 128 * k
+    return *tokens.flatten(3, 4).unbind(), rank >= 20
+
+
 @pytest.mark.parametrize(
     ("top_k", "cutoff", "alone", "with_adjacency"),
     [
@@ -145,6 +161,12 @@ def test_scores_of_every_dtype_are_taken_in_float32(dtype: torch.dtype) -> None:
     # The inputs are the same numbers in float64, so only a near tie could be decided otherwise; the seed has none.
     same = as_mask(*select(q, k, static, knobs, 1100)) == as_mask(*select(q.double(), k.double(), static, knobs, 1100))
     assert same.all()
+
+
+def test_scores_are_as_exact_as_fp32() -> None:
+    q, k, best = finely_graded()
+    chosen = as_mask(*select(q, k, torch.zeros(40, 40, dtype=torch.bool), make_knobs(0.5, 0.0), 5120))
+    assert (chosen == best).all()
 
 
 def test_ties_go_to_the_lower_block() -> None:

@@ -30,18 +30,24 @@ The rule, for each batch item, head and video query block; fp32 throughout, fp64
 parity=True takes n_keep as the paper's release does: int((1 - (1 - keep)) * R) in Python doubles, which makes 179 of
 0.2 * 900. A float32 holds keep to 7 digits, so it is first rounded to the 6 decimals that were meant.
 
+Provided by `fused.py` on GPUs that run Triton, up to `fused.most_blocks` key blocks, without ever waiting for the GPU;
+by `gathered.py` elsewhere, for fp64 and for parity, which reads the knobs. Scores closer than the rounding of fp32 sums
+may be ranked either way, and providers may differ there.
+
 Refuses other shapes, dtypes and devices (ShapeMismatch, DtypeMismatch, DeviceMismatch) and video outside [1, L]
 (VideoOutOfRange). Has no backward (NotDifferentiable).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from jenga_compile.kernels.block_select import gathered, reference
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.checks import check_knobs, check_qkv, check_sequence, check_tensor, refuse_backward
-from jenga_compile.kernels.dispatch import reference_requested, without_autocast
+from jenga_compile.kernels.dispatch import reference_requested, runs_triton, without_autocast
 
 _NAME = "block_select"
 
@@ -72,9 +78,19 @@ def block_select(
             heads = mask.shape[:1] if mask.dim() == 3 else ()
             check_tensor(_NAME, name, mask, (*heads, blocks.rows, blocks.rows), torch.bool, q.device)
     check_knobs(_NAME, knobs, q.device)
-    compute = reference.block_select if reference_requested() else gathered.block_select
     with without_autocast(q):
-        return compute(q, k, static_mask, knobs, video, key_mask, parity, allowed_mask)
+        return _provider(q, blocks, parity)(q, k, static_mask, knobs, video, key_mask, parity, allowed_mask)
+
+
+def _provider(q: torch.Tensor, blocks: BlockLayout, parity: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    if reference_requested():
+        return reference.block_select
+    if not parity and q.dtype != torch.float64 and runs_triton(q.device):
+        from jenga_compile.kernels.block_select import fused
+
+        if blocks.keys <= fused.most_blocks(q.device):
+            return fused.block_select
+    return gathered.block_select
 
 
 @block_select.register_fake
