@@ -21,7 +21,6 @@ def hopper_attention(dtype: str = "bf16", **constants: object) -> object:
     constants = {
         "D": 128,
         "ST": hopper._STAGES,
-        "LIST": 1024,
         "LAZY": False,
         "REDO": False,
         "HAS_MASK": False,
@@ -37,7 +36,7 @@ def hopper_attention(dtype: str = "bf16", **constants: object) -> object:
             for name in ("q_desc", "video_desc", "text_desc")
         },
         **{name: f"tensordesc<{dtype}[1,1,128,{constants['D']}],{layout}>" for name in ("k_desc", "v_desc")},
-        **dict.fromkeys(("indices", "counts", "special", "tiles"), "*i32"),
+        **dict.fromkeys(("indices", "counts", "first_special", "special_counts", "tiles"), "*i32"),
         **{"key_mask": "*i8", "knobs": "*fp32", "scale": "fp32"},
         **dict.fromkeys(constants, "constexpr"),
     }

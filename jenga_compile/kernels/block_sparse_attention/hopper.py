@@ -13,7 +13,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from jenga_compile.grid import BLOCK
 from jenga_compile.kernels.block_sparse_attention import hopper_kernel
-from jenga_compile.kernels.block_sparse_attention.special import first_special
+from jenga_compile.kernels.block_sparse_attention.special import special_blocks
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.launch import on_device
 
@@ -43,13 +43,14 @@ def block_sparse_attention(
     key_mask: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
+    indices, counts = indices.contiguous(), counts.contiguous()
     batch, heads, length, dim = q.shape
     blocks = BlockLayout(length, video)
     out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
     texts = blocks.keys - blocks.rows
     total = batch * heads * blocks.keys
     noted = torch.zeros(1 + 2 * total, dtype=torch.int32, device=q.device)
-    special = first_special(blocks, batch, key_mask, q.device)
+    first, specials = special_blocks(indices, counts, blocks, key_mask)
     mask = None if key_mask is None else key_mask.contiguous().view(torch.int8)
 
     width = 64 if dim <= 64 else 128
@@ -58,14 +59,13 @@ def block_sparse_attention(
         *(_descriptor(_copyable(x), rows, width) for x, rows in ((q, 64), (k, BLOCK), (v, BLOCK))),
         video_out,
         _descriptor(out[:, :, video:], 64, width) if texts else video_out,
-        *(indices.contiguous(), counts.contiguous()),
-        *(q.new_empty(1, dtype=torch.int8) if mask is None else mask, special, knobs, noted),
+        *(indices, counts),
+        *(q.new_empty(1, dtype=torch.int8) if mask is None else mask, first, specials, knobs, noted),
     )
     sizes = (total, batch * heads, heads, blocks.rows, texts, blocks.keys, video, length, scale * _LOG2E)
     constants = dict(
         D=width,
         ST=_STAGES,
-        LIST=min(1024, max(128, triton.next_power_of_2(blocks.keys))),
         HAS_MASK=mask is not None,
         Q_IN_REGISTERS=_Q_IN_REGISTERS,
         CONSUMER_REGISTERS=_CONSUMER_REGISTERS,

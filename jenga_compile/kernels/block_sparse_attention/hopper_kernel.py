@@ -112,9 +112,9 @@ def _step(
 
 @gluon.jit
 def _consume(
-    video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, special, knobs, tiles, total,
-    heads, H, R, T, N, video, length, scale,
-    HALF: gl.constexpr, D: gl.constexpr, ST: gl.constexpr, LIST: gl.constexpr, LAZY: gl.constexpr,
+    video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, first_special, special_counts, knobs,
+    tiles, total, heads, H, R, T, N, video, length, scale,
+    HALF: gl.constexpr, D: gl.constexpr, ST: gl.constexpr, LAZY: gl.constexpr,
     REDO: gl.constexpr, HAS_MASK: gl.constexpr, Q_IN_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
@@ -123,7 +123,6 @@ def _consume(
     OPERAND: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=O_LAYOUT, k_width=2)
     COLUMNS: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
     O_ROWS: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
-    LISTS: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     # The amplifier is in natural units, exponentials here are of base 2.
     bias = gl.load(knobs + 2) * 1.4426950408889634
     first = 0
@@ -131,16 +130,8 @@ def _consume(
     for number in range(gl.program_id(0), total, gl.num_programs(0)):
         tile, head, row, listed = parts.tile(number, tiles, counts, heads, R, T, N, REDO)
         n = gl.maximum(listed, 1)
-        first_needing = gl.load(special + head // H)
-        if row >= R:
-            specials = N - gl.minimum(first_needing, N)
-        else:
-            specials = 0
-            base = indices + (head * R + row).to(gl.int64) * N
-            for start in range(0, n, LIST):
-                place = start + gl.arange(0, LIST, layout=LISTS)
-                needs = gl.load(base + place, mask=place < n, other=-1) >= first_needing
-                specials += gl.sum(needs.to(gl.int32), 0)
+        specials = gl.load(special_counts + head * R + gl.minimum(row, R - 1))
+        specials = gl.where(row < R, specials, N - gl.load(first_special + head // H))
         mask_row = key_mask + (head // H).to(gl.int64) * length
         # Block N lies past the end of the sequence: an empty list sees no key.
         block = gl.where(listed == 0, N, parts.listed(indices, head, row, n - 1, R, N))
@@ -211,9 +202,9 @@ def _consume(
     do_not_specialize_on_alignment=["key_mask"],
 )
 def attend(
-    q_desc, k_desc, v_desc, video_desc, text_desc, indices, counts, key_mask, special, knobs, tiles, total,
-    heads, H, R, T, N, video, length, scale,
-    D: gl.constexpr, ST: gl.constexpr, LIST: gl.constexpr, LAZY: gl.constexpr, REDO: gl.constexpr,
+    q_desc, k_desc, v_desc, video_desc, text_desc, indices, counts, key_mask, first_special, special_counts, knobs,
+    tiles, total, heads, H, R, T, N, video, length, scale,
+    D: gl.constexpr, ST: gl.constexpr, LAZY: gl.constexpr, REDO: gl.constexpr,
     HAS_MASK: gl.constexpr, Q_IN_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -245,14 +236,14 @@ def attend(
     gl.warp_specialize(
         [
             (_consume, (
-                video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, special, knobs, tiles,
-                total, heads, H, R, T, N, video, length, scale, 0, D, ST, LIST, LAZY, REDO, HAS_MASK,
-                Q_IN_REGISTERS,
+                video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, first_special,
+                special_counts, knobs, tiles, total, heads, H, R, T, N, video, length, scale, 0, D, ST, LAZY, REDO,
+                HAS_MASK, Q_IN_REGISTERS,
             )),
             (_consume, (
-                video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, special, knobs, tiles,
-                total, heads, H, R, T, N, video, length, scale, 1, D, ST, LIST, LAZY, REDO, HAS_MASK,
-                Q_IN_REGISTERS,
+                video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, first_special,
+                special_counts, knobs, tiles, total, heads, H, R, T, N, video, length, scale, 1, D, ST, LAZY, REDO,
+                HAS_MASK, Q_IN_REGISTERS,
             )),
             (_produce, (
                 q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, indices, counts, tiles, total, heads, H, R, T, N, video,

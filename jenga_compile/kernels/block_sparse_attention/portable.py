@@ -22,7 +22,7 @@ from jenga_compile.grid import BLOCK
 from jenga_compile.kernels import tuning
 from jenga_compile.kernels.block_sparse_attention import portable_kernel
 from jenga_compile.kernels.block_sparse_attention.problem import attention_problem
-from jenga_compile.kernels.block_sparse_attention.special import first_special
+from jenga_compile.kernels.block_sparse_attention.special import special_blocks
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.launch import on_device
 
@@ -83,14 +83,15 @@ def block_sparse_attention(
     q, k, v = (x if x.stride(3) == 1 else x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     if config is None:
         config = _tuned(q, k, v)
+    indices, counts = indices.contiguous(), counts.contiguous()
     batch, heads, length, dim = q.shape
     blocks = BlockLayout(length, video)
     out = q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
-    special = first_special(blocks, batch, key_mask, q.device)
+    first, specials = special_blocks(indices, counts, blocks, key_mask)
     mask = None if key_mask is None else key_mask.contiguous().view(torch.int8)
     arguments = (
-        *(q, k, v, out, indices.contiguous(), counts.contiguous()),
-        *(q.new_empty(1, dtype=torch.int8) if mask is None else mask, special, knobs, scale * _LOG2E),
+        *(q, k, v, out, indices, counts),
+        *(q.new_empty(1, dtype=torch.int8) if mask is None else mask, first, specials, knobs, scale * _LOG2E),
         *(stride for x in (q, k, v, out) for stride in x.stride()[:3]),
         *(batch * heads, heads, blocks.rows, blocks.keys - blocks.rows, blocks.keys, video, length),
     )
@@ -101,7 +102,6 @@ def block_sparse_attention(
         WIDTH_V=max(16, triton.next_power_of_2(v.shape[-1])),
         BM=config.queries,
         BN=config.keys,
-        LIST=min(1024, max(16, triton.next_power_of_2(blocks.keys))),
         HAS_MASK=mask is not None,
         DESCRIPTORS=config.descriptors,
         SPECIALIZE=config.specialize,

@@ -51,11 +51,11 @@ def _accumulate(s, scale, v, m, sums, acc, PRECISION: tl.constexpr):
     do_not_specialize_on_alignment=["key_mask"],
 )
 def attend(
-    q, k, v, out, indices, counts, key_mask, special, knobs, scale,
+    q, k, v, out, indices, counts, key_mask, first_special, specials, knobs, scale,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l,
     heads, H, R, T, N, video, length,
     D: tl.constexpr, DV: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    LIST: tl.constexpr, HAS_MASK: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZE: tl.constexpr,
+    HAS_MASK: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = 128 // BM
@@ -79,17 +79,11 @@ def attend(
         k_desc = tl.make_tensor_descriptor(k_head, [length, D], [k_l, 1], [BN, WIDTH])
         v_desc = tl.make_tensor_descriptor(v_head, [length, DV], [v_l, 1], [BN, WIDTH_V])
 
-    first_needing = tl.load(special + item)
-    row_list = indices + (head * R + tl.minimum(row, R - 1)).to(tl.int64) * N
-    n = N
-    specials = N - tl.minimum(first_needing, N)
-    if row < R:
-        n = tl.load(counts + head * R + row)
-        specials = 0
-        for start in range(0, n, LIST):
-            place = start + tl.arange(0, LIST)
-            needs = tl.load(row_list + place, mask=place < n, other=-1) >= first_needing
-            specials += tl.sum(needs.to(tl.int32), 0)
+    # No branch and no reduction here: Triton would not give the loop below warps of its own.
+    video_row = head * R + tl.minimum(row, R - 1)
+    row_list = indices + video_row.to(tl.int64) * N
+    n = tl.where(row < R, tl.load(counts + video_row), N)
+    specials = tl.where(row < R, tl.load(specials + video_row), N - tl.load(first_special + item))
     # The amplifier is in natural units, exponentials here are of base 2.
     bias = tl.load(knobs + 2) * 1.4426950408889634
 
@@ -102,7 +96,7 @@ def attend(
     m = tl.full([BM], float("-inf"), tl.float32)
     sums = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, WIDTH_V], tl.float32)
-    for i in range(0, specials * STEPS):
+    for i in tl.range(0, specials * STEPS, num_stages=1):
         block = _listed(row_list, row, n - 1 - i // STEPS, R)
         start, left = _span(block, R, video, length)
         start += i % STEPS * BN

@@ -13,13 +13,24 @@ from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.launch import on_device
 
 
-def first_special(blocks: BlockLayout, batch: int, key_mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """The lowest key block from which on a block may need a bias or a mask, int32 [B]."""
-    first = torch.full((batch,), blocks.full_rows, dtype=torch.int32, device=device)
-    if key_mask is not None and blocks.full_rows:
-        with on_device(device):
+def special_blocks(
+    indices: torch.Tensor, counts: torch.Tensor, blocks: BlockLayout, key_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From which key block on a block may be special, and how many of a row's list are.
+
+    Returns:
+        first: int32 [B].
+        specials: int32 [B, H, R].
+    """
+    batch, heads, rows, keys = indices.shape
+    first = torch.full((batch,), blocks.full_rows, dtype=torch.int32, device=indices.device)
+    specials = torch.empty_like(counts)
+    with on_device(indices.device):
+        if key_mask is not None and blocks.full_rows:
             _lower_to_masked[(blocks.full_rows, batch)](key_mask, first, *key_mask.stride(), BLOCK=BLOCK)
-    return first
+        list_block = min(1024, max(128, triton.next_power_of_2(keys)))
+        _count[(rows, batch * heads)](indices, counts, first, specials, heads, rows, keys, LIST=list_block)
+    return first, specials
 
 
 @triton.jit
@@ -31,3 +42,17 @@ def _lower_to_masked(key_mask, first, batch_stride, token_stride, BLOCK: tl.cons
     valid = tl.load(key_mask + item.to(tl.int64) * batch_stride + tokens * token_stride)
     if tl.min(valid.to(tl.int32), 0) == 0:
         tl.atomic_min(first + item, block)
+
+
+@triton.jit(do_not_specialize=["heads", "rows", "keys"])
+def _count(indices, counts, first, specials, heads, rows, keys, LIST: tl.constexpr):
+    """specials[row] = blocks in the row's list from first[b] on."""
+    row = tl.program_id(1) * rows + tl.program_id(0)
+    from_here = tl.load(first + tl.program_id(1) // heads)
+    listed = tl.load(counts + row)
+    found = 0
+    for start in range(0, listed, LIST):
+        place = start + tl.arange(0, LIST)
+        block = tl.load(indices + row.to(tl.int64) * keys + place, mask=place < listed, other=-1)
+        found += tl.sum((block >= from_here).to(tl.int32), 0)
+    tl.store(specials + row, found)
