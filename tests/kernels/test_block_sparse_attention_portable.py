@@ -1,0 +1,189 @@
+"""The portable kernel of attention over lists, interpreted on the CPU: against dense attention in float64.
+
+In fp32 and fp16: the interpreter keeps bf16 as bit patterns, and multiplies those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from jenga_compile.grid import BLOCK
+from jenga_compile.kernels.blocks import BlockLayout
+from jenga_compile.kernels.knobs import make_knobs
+from tests.kernels.interpreter import interpreted
+from tests.kernels.test_block_sparse_attention import (
+    TEXTS,
+    all_blocks,
+    assert_attends,
+    key_masks,
+    qkv,
+    random_lists,
+    uninitialised_memory_is_nan,  # noqa: F401  (a fixture of every test here)
+)
+
+portable = interpreted("jenga_compile.kernels.block_sparse_attention.portable")
+Config = portable.Config
+CONFIGS = tuple(
+    Config(queries=queries, keys=keys, warps=4, stages=2, descriptors=descriptors)
+    for queries, keys, descriptors in ((64, 32, False), (128, 64, False), (64, 128, True), (128, 128, True))
+)
+POINTERS, DESCRIPTORS = CONFIGS[1], CONFIGS[3]
+
+# numpy warns of what the kernel then leaves out: 1 / 0 of a row without keys, logits of masked keys past fp32.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:divide by zero encountered in divide:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in (matmul|multiply):RuntimeWarning"),
+]
+
+
+def computed(config: object = DESCRIPTORS) -> Callable[..., torch.Tensor]:
+    """The operator with its default scale, by the kernel cut as in `config`."""
+
+    def by(q, k, v, indices, counts, knobs, video, key_mask=None):
+        return portable.block_sparse_attention(
+            q, k, v, indices, counts, knobs, video, key_mask, q.shape[-1] ** -0.5, config=config
+        )
+
+    return by
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("video", [1, 127, 128, 129, 300])
+def test_any_length(video: int, text: int) -> None:
+    q, k, v = qkv(video, text, batch=2, heads=1)
+    lists = random_lists(video, text, 2, 1, 0.5)
+    assert_attends(q, k, v, lists, video, text_bias=0.7, by=computed())
+    assert_attends(q, k, v, lists, video, key_masks(video, text), text_bias=-0.5, by=computed())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_every_cut(config: object, dtype: torch.dtype) -> None:
+    q, k, v = qkv(300, 2, batch=2, heads=1, dtype=dtype)
+    lists = random_lists(300, 2, 2, 1, 0.6)
+    assert_attends(q, k, v, lists, 300, text_bias=0.3, by=computed(config))
+    assert_attends(q, k, v, lists, 300, key_masks(300, 2), text_bias=0.3, by=computed(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"), [(POINTERS, torch.float32), (DESCRIPTORS, torch.float16)], ids=["pointers", "descriptors"]
+)
+@pytest.mark.parametrize(("dim", "value_dim"), [(16, 16), (64, 64), (72, 72), (128, 128), (16, 40), (72, 16)])
+def test_every_head_dim(dim: int, value_dim: int, config: object, dtype: torch.dtype) -> None:
+    q, k, _ = qkv(300, 2, heads=1, dim=dim, dtype=dtype)
+    v = qkv(300, 2, heads=1, dim=value_dim, dtype=dtype)[2]
+    assert_attends(q, k, v, random_lists(300, 2, 1, 1, 0.6), 300, text_bias=0.3, by=computed(config))
+
+
+@pytest.mark.parametrize("text", [0, 3])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_rows_without_blocks_are_zeros(config: object, text: int) -> None:
+    q, k, v = qkv(200, text, heads=1)
+    assert_attends(q, k, v, random_lists(200, text, 1, 1, 0.0), 200, text_bias=0.7, by=computed(config))
+
+
+def test_an_item_without_any_key_gives_zeros() -> None:
+    q, k, v = qkv(200, 20, batch=2)
+    mask = torch.tensor([True, False])[:, None].expand(2, 220)
+    out = assert_attends(q, k, v, all_blocks(200, 20, batch=2), 200, mask, by=computed())
+    assert (out[1] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1e3, 1e4])
+@pytest.mark.parametrize("config", [POINTERS, DESCRIPTORS], ids=str)
+def test_large_logits_stay_finite(config: object, size: float) -> None:
+    q, k, v = qkv(300, 30, heads=1)
+    lists = random_lists(300, 30, 1, 1, 0.7)
+    assert_attends(size * q, k, v, lists, 300, text_bias=0.3, by=computed(config))
+    k[:, :, ::3] = -size * q.mean(2, keepdim=True)
+    assert_attends(q, k, v, lists, 300, by=computed(config))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("token", [0, 290, 329])
+def test_one_key_may_outweigh_all_others(token: int, dtype: torch.dtype) -> None:
+    """It comes first, in the middle or last of what a row sees: the running maximum rises late, early or never."""
+    q, k, v = qkv(300, 30, heads=1, dtype=dtype)
+    k[:, :, token] *= 1000
+    assert_attends(q, k, v, all_blocks(300, 30, heads=1), 300, by=computed())
+
+
+@pytest.mark.parametrize("garbage", [1e6, -1e6, 3e38])
+def test_masked_keys_have_no_influence_to_the_last_bit(garbage: float) -> None:
+    q, k, v = qkv(300, 30, batch=2, heads=1)
+    mask = key_masks(300, 30)
+    rest = (*random_lists(300, 30, 2, 1, 0.6), make_knobs(1.0, 0.0), 300, mask)
+    dirty_k, dirty_v = (x.masked_fill(~mask[:, None, :, None], garbage) for x in (k, v))
+    assert torch.equal(computed()(q, dirty_k, dirty_v, *rest), computed()(q, k, v, *rest))
+
+
+def test_what_is_past_the_count_is_not_read() -> None:
+    q, k, v = qkv(300, 20)
+    indices, counts = random_lists(300, 20, 1, 2, 0.5)
+    rest = (counts, make_knobs(1.0, 0.0), 300)
+    poisoned = indices.masked_fill(indices == -1, 12345)
+    assert torch.equal(computed()(q, k, v, poisoned, *rest), computed()(q, k, v, indices, *rest))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda x: torch.stack((x, x + 1, x - 1), 3).unbind(3)[0],
+        lambda x: torch.cat((x, x), 1)[:, : x.shape[1]],
+        lambda x: x.mT.contiguous().mT,
+        lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1],
+    ],
+    ids=["BSHD", "one tensor of q, k and v", "half of the heads", "head dim not last", "rows of odd size"],
+)
+def test_any_storage(stored: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    q, k, v = (stored(x) for x in qkv(200, 30, batch=2))
+    config = DESCRIPTORS if portable._copyable(k) else POINTERS
+    lists = random_lists(200, 30, 2, 2, 0.6)
+    out = assert_attends(q, k, v, lists, 200, by=computed(config))
+    assert out.transpose(1, 2).is_contiguous()
+    apart = [torch.stack((x, x), -1)[..., 0] for x in lists]
+    mask = key_masks(200, 30)
+    assert_attends(q, k, v, apart, 200, mask.T.contiguous().T, by=computed(config))
+
+
+def test_a_list_may_be_longer_than_one_read_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = portable._launch
+    short = {"LIST": 16}
+    monkeypatch.setattr(portable, "_launch", lambda grid, given, constants: launch(grid, given, {**constants, **short}))
+    video = 19 * BLOCK - 3
+    q, k, v = qkv(video, 0, heads=1)
+    indices, counts = all_blocks(video, 0, heads=1)
+    counts[..., 2:] = 0
+    assert_attends(q, k, v, (indices, counts), video, by=computed())
+
+
+def test_without_a_gpu_to_measure_the_safe_cut_is_taken() -> None:
+    q, k, v = qkv(129, 20)
+    assert portable._tuned(q, k, v) == portable._SAFE
+    assert_attends(q, k, v, all_blocks(129, 20), 129, by=computed(config=None))
+
+
+def test_descriptors_read_what_the_copy_engine_can() -> None:
+    x = torch.zeros(2, 3, 40, 24, dtype=torch.float16)
+    assert portable._copyable(x)
+    assert portable._copyable(x.transpose(1, 2))
+    assert portable._copyable(x[..., :17])
+    assert not portable._copyable(x[..., :23].contiguous())
+    assert not portable._copyable(x[..., 1:])
+
+
+def test_the_first_block_that_needs_a_mask() -> None:
+    """The partial block, the text, or a full block with a hole."""
+    mask = torch.ones(4, 500 + 20, dtype=torch.bool)
+    mask[1, 300] = False
+    mask[2, [383, 128]] = False
+    mask[3, 450:] = False
+    for stored in (mask, mask.T.contiguous().T):
+        assert portable.first_special(BlockLayout(520, 500), 4, stored, mask.device).tolist() == [3, 2, 1, 3]
+    assert portable.first_special(BlockLayout(520, 500), 4, None, mask.device).tolist() == [3] * 4
+    assert portable.first_special(BlockLayout(520, 512), 4, mask, mask.device).tolist() == [4, 2, 1, 3]
+    assert portable.first_special(BlockLayout(520, 100), 4, mask, mask.device).tolist() == [0] * 4

@@ -1,0 +1,169 @@
+"""Who computes attention over lists: the kernel for given tensors, and the reason where one cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from jenga_compile.errors import KernelUnavailable, NoKernelWorks, OptionOutOfRange
+from jenga_compile.kernels.block_sparse_attention import providers
+
+pytest.importorskip("triton", reason="needs Triton, which has wheels for Linux only", exc_type=ImportError)
+
+from jenga_compile.kernels import tuning
+from jenga_compile.kernels.block_sparse_attention import problem
+
+HALF = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A GPU that is not there, Hopper unless told otherwise, on which the Hopper kernel proves itself."""
+    chip = SimpleNamespace(capability=(9, 0), proves=lambda: "hopper", proven=[])
+
+    def fastest(what: str, *, source: Path, **rest: object) -> str:
+        chip.proven.append(what)
+        assert source.is_file()
+        return chip.proves()
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: chip.capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Planted GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(problem, "attention_problem", lambda *_: SimpleNamespace(solved_by=None, truth=None))
+    monkeypatch.setattr(tuning, "fastest", fastest)
+    monkeypatch.setattr(providers, "_failures", {})
+    providers._gluon_missing.cache_clear()
+    return chip
+
+
+def tensor(dtype: torch.dtype = HALF, dim: int = 128, device: str = "cuda") -> torch.Tensor:
+    """[1, 2, 300, dim] without memory."""
+    with FakeTensorMode():
+        return torch.empty(1, 2, 300, dim, dtype=dtype, device=device)
+
+
+def chosen(x: torch.Tensor, v: torch.Tensor | None = None, scale: float = 0.1, kernel: str = "auto") -> str:
+    """Last part of the name of the module that computes it."""
+    return providers.provider(kernel, x, x if v is None else v, scale).__module__.rpartition(".")[2]
+
+
+def refused(kernel: str, x: torch.Tensor, v: torch.Tensor | None = None, scale: float = 0.1) -> str:
+    with pytest.raises(KernelUnavailable) as caught:
+        chosen(x, v, scale, kernel)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: tensor(), "hopper"),
+        (lambda: tensor(torch.float16, 64), "hopper"),
+        (lambda: tensor(dim=72), "hopper"),
+        (lambda: tensor(dim=256), "portable"),
+        (lambda: tensor(dim=20), "portable"),
+        (lambda: tensor(torch.float32), "portable"),
+        (lambda: tensor(torch.float64), "gathered"),
+        (lambda: tensor(dim=264), "gathered"),
+        (lambda: tensor(device="cpu"), "gathered"),
+    ],
+)
+def test_auto_takes_the_lowest_that_can(make: Callable[[], torch.Tensor], expected: str) -> None:
+    assert chosen(make()) == expected
+    assert chosen(make(), kernel=expected) == expected
+    assert chosen(make(), kernel="gathered") == "gathered"
+
+
+def test_auto_on_other_gpus(gpu: SimpleNamespace) -> None:
+    for gpu.capability in ((8, 0), (10, 0), (12, 0)):
+        assert chosen(tensor()) == "portable"
+
+
+def test_a_scale_that_turns_the_order_round_is_for_torch() -> None:
+    assert chosen(tensor(), scale=0.0) == "gathered"
+    assert "it needs a positive scale, and this is -1.0" in refused("portable", tensor(), scale=-1.0)
+
+
+def test_there_is_no_such_kernel() -> None:
+    with pytest.raises(OptionOutOfRange, match="kernel='hoper'"):
+        chosen(tensor(), kernel="hoper")
+
+
+@pytest.mark.parametrize("kernel", ["hopper", "portable"])
+def test_a_cpu_has_no_kernels(kernel: str) -> None:
+    assert f"kernel='{kernel}'" in (text := refused(kernel, tensor(device="cpu")))
+    assert "it needs a GPU, and the tensors are on cpu" in text
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "Triton is not installed" in refused("portable", tensor())
+    assert chosen(tensor()) == "gathered"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "make", "why"),
+    [
+        (
+            "portable",
+            lambda: (tensor(torch.float64), None),
+            "it computes bfloat16, float16, float32, not torch.float64",
+        ),
+        ("portable", lambda: (tensor(), tensor(dim=260)), "its largest head dim is 256, and this is 260"),
+        ("hopper", lambda: (tensor(torch.float32), None), "it computes bfloat16, float16, not torch.float32"),
+        ("hopper", lambda: (tensor(), tensor(dim=64)), "equal head dims in eights up to 128, and these are 128 and 64"),
+        ("hopper", lambda: (tensor(dim=136), None), "up to 128, and these are 136 and 136"),
+        ("hopper", lambda: (tensor(dim=60), None), "in eights up to 128, and these are 60 and 60"),
+    ],
+)
+def test_dtypes_and_head_dims(
+    kernel: str, make: Callable[[], tuple[torch.Tensor, torch.Tensor | None]], why: str
+) -> None:
+    assert why in refused(kernel, *make())
+
+
+def test_hopper_wants_hopper(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.capability = (10, 0)
+    assert "it is made for Hopper GPUs, not for Planted GPU" in refused("hopper", tensor())
+    gpu.capability = (9, 0)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "it is made for Hopper GPUs, not for Planted GPU" in refused("hopper", tensor())
+
+
+def test_an_other_gluon_leaves_the_portable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jenga_compile.kernels.block_sparse_attention.hopper", None)
+    monkeypatch.delattr("jenga_compile.kernels.block_sparse_attention.hopper", raising=False)
+    assert "Triton's Gluon differs from what it was written for" in refused("hopper", tensor())
+    assert chosen(tensor()) == "portable"
+    providers._gluon_missing.cache_clear()
+
+
+def test_a_kernel_proves_itself_once_for_a_dtype_and_head_dim(gpu: SimpleNamespace) -> None:
+    for _ in range(2):
+        assert chosen(tensor()) == chosen(tensor(dim=64)) == chosen(tensor(torch.float16)) == "hopper"
+    assert gpu.proven == ["hopper torch.bfloat16 128", "hopper torch.bfloat16 64", "hopper torch.float16 128"]
+
+
+def test_a_kernel_that_fails_is_left_out_for_good(gpu: SimpleNamespace) -> None:
+    def fails() -> str:
+        raise NoKernelWorks(what="hopper", device="cuda", why="relative error inf")
+
+    gpu.proves = fails
+    assert chosen(tensor()) == chosen(tensor()) == "portable"
+    assert "relative error inf" in refused("hopper", tensor())
+    assert len(gpu.proven) == 1
+
+
+def test_nothing_is_proven_while_a_graph_is_captured(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert "it has not proven itself yet" in refused("hopper", tensor())
+    assert chosen(tensor()) == "portable"
+    assert gpu.proven == []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert chosen(tensor()) == "hopper"
