@@ -182,8 +182,16 @@ def test_the_first_block_that_needs_a_mask() -> None:
     mask[1, 300] = False
     mask[2, [383, 128]] = False
     mask[3, 450:] = False
-    for stored in (mask, mask.T.contiguous().T):
-        assert portable.first_special(BlockLayout(520, 500), 4, stored, mask.device).tolist() == [3, 2, 1, 3]
-    assert portable.first_special(BlockLayout(520, 500), 4, None, mask.device).tolist() == [3] * 4
-    assert portable.first_special(BlockLayout(520, 512), 4, mask, mask.device).tolist() == [4, 2, 1, 3]
-    assert portable.first_special(BlockLayout(520, 100), 4, mask, mask.device).tolist() == [0] * 4
+    for video, key_mask, first in (
+        (500, mask, [3, 2, 1, 3]),
+        (500, mask.T.contiguous().T, [3, 2, 1, 3]),
+        (500, None, [3] * 4),
+        (512, mask, [4, 2, 1, 3]),
+        (100, mask, [0] * 4),
+    ):
+        indices, counts = all_blocks(video, 520 - video, 4)
+        indices[..., 0, :2], counts[..., 0] = indices[..., 0, 1:3].clone(), 1
+        found, specials = portable.special_blocks(indices, counts, BlockLayout(520, video), key_mask)
+        assert found.tolist() == first
+        listed = (indices >= found[:, None, None, None]) & (torch.arange(indices.shape[-1]) < counts[..., None])
+        assert torch.equal(specials, listed.sum(-1, dtype=torch.int32))
