@@ -23,7 +23,6 @@ def hopper_attention(dtype: str = "bf16", **constants: object) -> object:
         "ST": hopper._STAGES,
         "LAZY": False,
         "REDO": False,
-        "HAS_MASK": False,
         "Q_IN_REGISTERS": hopper._Q_IN_REGISTERS,
         "CONSUMER_REGISTERS": hopper._CONSUMER_REGISTERS,
         "PRODUCER_REGISTERS": hopper._PRODUCER_REGISTERS,
@@ -37,7 +36,7 @@ def hopper_attention(dtype: str = "bf16", **constants: object) -> object:
         },
         **{name: f"tensordesc<{dtype}[1,1,128,{constants['D']}],{layout}>" for name in ("k_desc", "v_desc")},
         **dict.fromkeys(("indices", "counts", "first_special", "special_counts", "tiles"), "*i32"),
-        **{"key_mask": "*i8", "knobs": "*fp32", "scale": "fp32"},
+        **{"key_caps": "*fp32", "knobs": "*fp32", "scale": "fp32"},
         **dict.fromkeys(constants, "constexpr"),
     }
     names = hopper_kernel.attend.arg_names

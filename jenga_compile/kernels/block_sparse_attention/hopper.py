@@ -50,8 +50,7 @@ def block_sparse_attention(
     texts = blocks.keys - blocks.rows
     total = batch * heads * blocks.keys
     noted = torch.zeros(1 + 2 * total, dtype=torch.int32, device=q.device)
-    first, specials = special_blocks(indices, counts, blocks, key_mask)
-    mask = None if key_mask is None else key_mask.contiguous().view(torch.int8)
+    special = special_blocks(indices, counts, blocks, key_mask)
 
     width = 64 if dim <= 64 else 128
     video_out = _descriptor(out[:, :, :video], 64, width)
@@ -59,14 +58,12 @@ def block_sparse_attention(
         *(_descriptor(_copyable(x), rows, width) for x, rows in ((q, 64), (k, BLOCK), (v, BLOCK))),
         video_out,
         _descriptor(out[:, :, video:], 64, width) if texts else video_out,
-        *(indices, counts),
-        *(q.new_empty(1, dtype=torch.int8) if mask is None else mask, first, specials, knobs, noted),
+        *(indices, counts, special.caps, special.first, special.counts, knobs, noted),
     )
     sizes = (total, batch * heads, heads, blocks.rows, texts, blocks.keys, video, length, scale * _LOG2E)
     constants = dict(
         D=width,
         ST=_STAGES,
-        HAS_MASK=mask is not None,
         Q_IN_REGISTERS=_Q_IN_REGISTERS,
         CONSUMER_REGISTERS=_CONSUMER_REGISTERS,
         PRODUCER_REGISTERS=_PRODUCER_REGISTERS,

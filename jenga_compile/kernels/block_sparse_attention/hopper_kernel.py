@@ -66,8 +66,8 @@ def _produce(
 
 @gluon.jit
 def _step(
-    step, last, q, k_s, v_s, bars, acc, p, m, sums, scale, block, mask_row, row, bias, R, video, length,
-    D: gl.constexpr, ST: gl.constexpr, LAZY: gl.constexpr, SPECIAL: gl.constexpr, HAS_MASK: gl.constexpr,
+    step, last, q, k_s, v_s, bars, acc, p, m, sums, scale, block, caps, row, bias, R,
+    D: gl.constexpr, ST: gl.constexpr, LAZY: gl.constexpr, SPECIAL: gl.constexpr,
     S_LAYOUT: gl.constexpr, O_LAYOUT: gl.constexpr,
 ):  # fmt: skip
     """O += P V of the block before, and the P, m and sums of this one, whose keys have been waited for."""
@@ -83,7 +83,7 @@ def _step(
     s = warpgroup_mma_wait(1, deps=(s_token,))
     mbarrier.arrive(k_empty.index(now), count=1)
     if SPECIAL:
-        s = parts.masked(s * scale, block, mask_row, row, bias, R, video, length, COLUMNS, HAS_MASK)
+        s = parts.capped(s * scale, block, caps, row, bias, R, COLUMNS)
     if LAZY:
         if SPECIAL:
             top = gl.max(s, 1)
@@ -112,10 +112,10 @@ def _step(
 
 @gluon.jit
 def _consume(
-    video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, first_special, special_counts, knobs,
+    video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_caps, first_special, special_counts, knobs,
     tiles, total, heads, H, R, T, N, video, length, scale,
     HALF: gl.constexpr, D: gl.constexpr, ST: gl.constexpr, LAZY: gl.constexpr,
-    REDO: gl.constexpr, HAS_MASK: gl.constexpr, Q_IN_REGISTERS: gl.constexpr,
+    REDO: gl.constexpr, Q_IN_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     q_full, q_empty, k_full, k_empty, v_full, v_empty = bars
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 128, 16])
@@ -132,8 +132,8 @@ def _consume(
         n = gl.maximum(listed, 1)
         specials = gl.load(special_counts + head * R + gl.minimum(row, R - 1))
         specials = gl.where(row < R, specials, N - gl.load(first_special + head // H))
-        mask_row = key_mask + (head // H).to(gl.int64) * length
-        # Block N lies past the end of the sequence: an empty list sees no key.
+        caps = key_caps + (head // H).to(gl.int64) * (N + 1) * 128
+        # Block N has no keys: what an empty list sees.
         block = gl.where(listed == 0, N, parts.listed(indices, head, row, n - 1, R, N))
         last = first + n - 1
         stage = first % ST
@@ -148,7 +148,7 @@ def _consume(
         token = warpgroup_mma(q, k_t, gl.zeros([64, 128], gl.float32, S_LAYOUT), use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=(token,))
         mbarrier.arrive(k_empty.index(stage), count=1)
-        s = parts.masked(s * scale, block, mask_row, row, bias, R, video, length, COLUMNS, HAS_MASK)
+        s = parts.capped(s * scale, block, caps, row, bias, R, COLUMNS)
         m = gl.max(s, 1)
         m = gl.where(m == float("-inf"), 0.0, m)
         e = gl.exp2(s - m[:, None])
@@ -159,13 +159,13 @@ def _consume(
         for j in range(1, specials):
             block = parts.listed(indices, head, row, n - 1 - j, R, N)
             acc, p, m, sums = _step(
-                first + j, last, q, k_s, v_s, bars, acc, p, m, sums, scale, block, mask_row, row, bias, R, video,
-                length, D, ST, LAZY, True, HAS_MASK, S_LAYOUT, O_LAYOUT,
+                first + j, last, q, k_s, v_s, bars, acc, p, m, sums, scale, block, caps, row, bias, R,
+                D, ST, LAZY, True, S_LAYOUT, O_LAYOUT,
             )  # fmt: skip
         for j in range(gl.maximum(specials, 1), n):
             acc, p, m, sums = _step(
-                first + j, last, q, k_s, v_s, bars, acc, p, m, sums, scale, block, mask_row, row, bias, R, video,
-                length, D, ST, LAZY, False, HAS_MASK, S_LAYOUT, O_LAYOUT,
+                first + j, last, q, k_s, v_s, bars, acc, p, m, sums, scale, block, caps, row, bias, R,
+                D, ST, LAZY, False, S_LAYOUT, O_LAYOUT,
             )  # fmt: skip
         mbarrier.arrive(q_empty.index(0), count=1)
         stage = last % ST
@@ -197,15 +197,12 @@ def _consume(
     tma.store_wait(0)
 
 
-@gluon.jit(
-    do_not_specialize=["total", "heads", "H", "R", "T", "N", "video", "length"],
-    do_not_specialize_on_alignment=["key_mask"],
-)
+@gluon.jit(do_not_specialize=["total", "heads", "H", "R", "T", "N", "video", "length"])
 def attend(
-    q_desc, k_desc, v_desc, video_desc, text_desc, indices, counts, key_mask, first_special, special_counts, knobs,
+    q_desc, k_desc, v_desc, video_desc, text_desc, indices, counts, key_caps, first_special, special_counts, knobs,
     tiles, total, heads, H, R, T, N, video, length, scale,
     D: gl.constexpr, ST: gl.constexpr, LAZY: gl.constexpr, REDO: gl.constexpr,
-    HAS_MASK: gl.constexpr, Q_IN_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+    Q_IN_REGISTERS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     DTYPE: gl.constexpr = q_desc.dtype
@@ -236,14 +233,14 @@ def attend(
     gl.warp_specialize(
         [
             (_consume, (
-                video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, first_special,
+                video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_caps, first_special,
                 special_counts, knobs, tiles, total, heads, H, R, T, N, video, length, scale, 0, D, ST, LAZY, REDO,
-                HAS_MASK, Q_IN_REGISTERS,
+                Q_IN_REGISTERS,
             )),
             (_consume, (
-                video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_mask, first_special,
+                video_desc, text_desc, q_s, k_s, v_s, o_s, bars, indices, counts, key_caps, first_special,
                 special_counts, knobs, tiles, total, heads, H, R, T, N, video, length, scale, 1, D, ST, LAZY, REDO,
-                HAS_MASK, Q_IN_REGISTERS,
+                Q_IN_REGISTERS,
             )),
             (_produce, (
                 q_desc, k_desc, v_desc, q_s, k_s, v_s, bars, indices, counts, tiles, total, heads, H, R, T, N, video,

@@ -87,11 +87,9 @@ def block_sparse_attention(
     batch, heads, length, dim = q.shape
     blocks = BlockLayout(length, video)
     out = q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
-    first, specials = special_blocks(indices, counts, blocks, key_mask)
-    mask = None if key_mask is None else key_mask.contiguous().view(torch.int8)
+    special = special_blocks(indices, counts, blocks, key_mask)
     arguments = (
-        *(q, k, v, out, indices, counts),
-        *(q.new_empty(1, dtype=torch.int8) if mask is None else mask, first, specials, knobs, scale * _LOG2E),
+        *(q, k, v, out, indices, counts, special.caps, special.first, special.counts, knobs, scale * _LOG2E),
         *(stride for x in (q, k, v, out) for stride in x.stride()[:3]),
         *(batch * heads, heads, blocks.rows, blocks.keys - blocks.rows, blocks.keys, video, length),
     )
@@ -102,7 +100,6 @@ def block_sparse_attention(
         WIDTH_V=max(16, triton.next_power_of_2(v.shape[-1])),
         BM=config.queries,
         BN=config.keys,
-        HAS_MASK=mask is not None,
         DESCRIPTORS=config.descriptors,
         SPECIALIZE=config.specialize,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

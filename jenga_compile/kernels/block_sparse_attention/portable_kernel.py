@@ -46,16 +46,13 @@ def _accumulate(s, scale, v, m, sums, acc, PRECISION: tl.constexpr):
     return top, sums, acc
 
 
-@triton.jit(
-    do_not_specialize=["heads", "H", "R", "T", "N", "video", "length"],
-    do_not_specialize_on_alignment=["key_mask"],
-)
+@triton.jit(do_not_specialize=["heads", "H", "R", "T", "N", "video", "length"])
 def attend(
-    q, k, v, out, indices, counts, key_mask, first_special, specials, knobs, scale,
+    q, k, v, out, indices, counts, key_caps, first_special, specials, knobs, scale,
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l,
     heads, H, R, T, N, video, length,
     D: tl.constexpr, DV: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    HAS_MASK: tl.constexpr, DESCRIPTORS: tl.constexpr, SPECIALIZE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, SPECIALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = 128 // BM
@@ -74,7 +71,7 @@ def attend(
     q_head = q + item * q_b + (head % H) * q_h
     k_head = k + item * k_b + (head % H) * k_h
     v_head = v + item * v_b + (head % H) * v_h
-    mask_row = key_mask + item * length
+    caps = key_caps + item * (N + 1) * 128
     if DESCRIPTORS:
         k_desc = tl.make_tensor_descriptor(k_head, [length, D], [k_l, 1], [BN, WIDTH])
         v_desc = tl.make_tensor_descriptor(v_head, [length, DV], [v_l, 1], [BN, WIDTH_V])
@@ -104,12 +101,10 @@ def attend(
         b_k = _rows(k_head, k_l, start, left, D, WIDTH, BN, False)
         b_v = _rows(v_head, v_l, start, left, DV, WIDTH_V, BN, False)
         key = tl.arange(0, BN)
-        valid = key < left
-        if HAS_MASK:
-            valid = tl.load(mask_row + start + key, mask=valid, other=0) != 0
+        cap = tl.load(caps + block * 128 + i % STEPS * BN + key)
         s = tl.dot(b_q, b_k.T, input_precision=PRECISION) * scale
         s += tl.where((block >= R) & (row < R), bias, 0.0)
-        s = tl.where(valid[None, :], s, float("-inf"))
+        s = tl.minimum(s, cap[None, :])
         m, sums, acc = _accumulate(s, 1.0, b_v, m, sums, acc, PRECISION)
     for i in tl.range(specials * STEPS, n * STEPS, warp_specialize=SPECIALIZE):
         start = _listed(row_list, row, n - 1 - i // STEPS, R) * 128 + i % STEPS * BN
