@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "media": {"errors", "files"},
     "models": BASE,
-    "kernels": GEOMETRY,
+    "kernels": GEOMETRY | {"config", "files"},
     "passes": COMPILER,
     "self_check": {"errors", "kernels"},
     "backend": COMPILER | {"self_check"},
