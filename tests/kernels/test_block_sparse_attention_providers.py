@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from jenga_compile.kernels import tuning
 from jenga_compile.kernels.block_sparse_attention import problem
 
 HALF = torch.bfloat16
+version_of = providers._version
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(problem, "attention_problem", lambda *_: SimpleNamespace(solved_by=None, truth=None))
     monkeypatch.setattr(tuning, "fastest", fastest)
     monkeypatch.setattr(providers, "_failures", {})
+    monkeypatch.setattr(providers, "_version", lambda package: "4.1")
     providers._gluon_missing.cache_clear()
     return chip
 
@@ -49,14 +52,18 @@ def tensor(dtype: torch.dtype = HALF, dim: int = 128, device: str = "cuda") -> t
         return torch.empty(1, 2, 300, dim, dtype=dtype, device=device)
 
 
-def chosen(x: torch.Tensor, v: torch.Tensor | None = None, scale: float = 0.1, kernel: str = "auto") -> str:
+def chosen(
+    x: torch.Tensor, v: torch.Tensor | None = None, scale: float = 0.1, kernel: str = "auto", masked: bool = False
+) -> str:
     """Last part of the name of the module that computes it."""
-    return providers.provider(kernel, x, x if v is None else v, scale).__module__.rpartition(".")[2]
+    return providers.provider(kernel, x, x if v is None else v, scale, masked).__module__.rpartition(".")[2]
 
 
-def refused(kernel: str, x: torch.Tensor, v: torch.Tensor | None = None, scale: float = 0.1) -> str:
+def refused(
+    kernel: str, x: torch.Tensor, v: torch.Tensor | None = None, scale: float = 0.1, masked: bool = False
+) -> str:
     with pytest.raises(KernelUnavailable) as caught:
-        chosen(x, v, scale, kernel)
+        chosen(x, v, scale, kernel, masked)
     return str(caught.value)
 
 
@@ -76,6 +83,7 @@ def refused(kernel: str, x: torch.Tensor, v: torch.Tensor | None = None, scale: 
 )
 def test_auto_takes_the_lowest_that_can(make: Callable[[], torch.Tensor], expected: str) -> None:
     assert chosen(make()) == expected
+    assert chosen(make(), masked=True) == expected
     assert chosen(make(), kernel=expected) == expected
     assert chosen(make(), kernel="gathered") == "gathered"
 
@@ -95,7 +103,7 @@ def test_there_is_no_such_kernel() -> None:
         chosen(tensor(), kernel="hoper")
 
 
-@pytest.mark.parametrize("kernel", ["hopper", "portable"])
+@pytest.mark.parametrize("kernel", ["hopper", "portable", "flash4"])
 def test_a_cpu_has_no_kernels(kernel: str) -> None:
     assert f"kernel='{kernel}'" in (text := refused(kernel, tensor(device="cpu")))
     assert "it needs a GPU, and the tensors are on cpu" in text
@@ -120,6 +128,8 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         ("hopper", lambda: (tensor(), tensor(dim=64)), "equal head dims in eights up to 128, and these are 128 and 64"),
         ("hopper", lambda: (tensor(dim=136), None), "up to 128, and these are 136 and 136"),
         ("hopper", lambda: (tensor(dim=60), None), "in eights up to 128, and these are 60 and 60"),
+        ("flash4", lambda: (tensor(torch.float32), None), "it computes bfloat16, float16, not torch.float32"),
+        ("flash4", lambda: (tensor(dim=256), None), "in eights up to 128, and these are 256 and 256"),
     ],
 )
 def test_dtypes_and_head_dims(
@@ -128,12 +138,27 @@ def test_dtypes_and_head_dims(
     assert why in refused(kernel, *make())
 
 
-def test_hopper_wants_hopper(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", ["hopper", "flash4"])
+def test_hopper_kernels_want_hopper(kernel: str, gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.capability = (10, 0)
-    assert "it is made for Hopper GPUs, not for Planted GPU" in refused("hopper", tensor())
+    assert "it is made for Hopper GPUs, not for Planted GPU" in refused(kernel, tensor())
     gpu.capability = (9, 0)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert "it is made for Hopper GPUs, not for Planted GPU" in refused("hopper", tensor())
+    assert "it is made for Hopper GPUs, not for Planted GPU" in refused(kernel, tensor())
+
+
+def test_flash_attention_is_a_package_of_its_own(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(tensor(), kernel="flash4") == "flash4"
+    assert gpu.proven == ["flash-attn-4 4.1 torch.bfloat16 128"]
+    assert "it takes no key mask" in refused("flash4", tensor(), masked=True)
+    monkeypatch.setattr(providers, "_version", lambda package: None)
+    assert "flash-attn-4 is not installed" in refused("flash4", tensor())
+    assert chosen(tensor()) == "hopper"
+
+
+def test_the_version_of_a_package_is_read() -> None:
+    assert version_of("torch") == importlib.metadata.version("torch")
+    assert version_of("no-such-package") is None
 
 
 def test_an_other_gluon_leaves_the_portable_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,9 @@ that can be measured. A loop that does not fit spills hundreds."""
 
 VARIANTS = {
     "bf16": {},
-    "masked": {"HAS_MASK": True},
     "computed anew": {"LAZY": True, "REDO": True},
     "head dim 64": {"D": 64},
-    "fp16, masked": {"dtype": "fp16", "LAZY": True, "HAS_MASK": True},
+    "fp16": {"dtype": "fp16", "LAZY": True},
 }
 
 

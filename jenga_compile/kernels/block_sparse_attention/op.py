@@ -65,7 +65,9 @@ def block_sparse_attention(
     check_lists(_NAME, indices, counts, q, blocks)
     check_knobs(_NAME, knobs, q.device)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    compute = reference.block_sparse_attention if reference_requested() else provider(kernel, q, v, scale)
+    compute = reference.block_sparse_attention
+    if not reference_requested():
+        compute = provider(kernel, q, v, scale, masked=key_mask is not None)
     with without_autocast(q):
         return compute(q, k, v, indices, counts, knobs, video, key_mask, scale)
 

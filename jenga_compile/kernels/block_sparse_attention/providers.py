@@ -3,8 +3,9 @@
     gathered   torch operations; any device and dtype
     portable   Triton, any GPU
     hopper     Triton's Gluon, Hopper
+    flash4     FlashAttention 4, Hopper; a package of its own
 
-"auto" takes the lowest of these that can; a kernel asked for by name that cannot is an error.
+"auto" takes hopper, portable or gathered, the first that can; a kernel asked for by name that cannot is an error.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import get_args
 
@@ -30,8 +32,8 @@ KERNELS: tuple[str, ...] = get_args(Kernel)
 Attention = Callable[..., torch.Tensor]
 
 
-def provider(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float) -> Attention:
-    """The function that computes the operator.
+def provider(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float, masked: bool) -> Attention:
+    """The function that computes the operator; `masked` if there is a key mask.
 
     Raises:
         OptionOutOfRange: there is no such kernel.
@@ -40,9 +42,9 @@ def provider(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float) -> Att
     if kernel not in KERNELS:
         raise OptionOutOfRange(name="kernel", value=kernel, expected=str(KERNELS), way_out='Use "auto".')
     if kernel == "auto":
-        able = [name for name in ("hopper", "portable") if _why_not(name, q, v, scale) is None]
+        able = [name for name in ("hopper", "portable") if _why_not(name, q, v, scale, masked) is None]
         kernel = able[0] if able else "gathered"
-    why = _why_not(kernel, q, v, scale)
+    why = _why_not(kernel, q, v, scale, masked)
     if why is not None:
         raise KernelUnavailable(kernel=kernel, why=why)
     if kernel == "gathered":
@@ -51,16 +53,20 @@ def provider(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float) -> Att
         from jenga_compile.kernels.block_sparse_attention import portable
 
         return portable.block_sparse_attention
+    if kernel == "flash4":
+        from jenga_compile.kernels.block_sparse_attention import flash4
+
+        return flash4.block_sparse_attention
     from jenga_compile.kernels.block_sparse_attention import hopper
 
     return hopper.block_sparse_attention
 
 
-def _why_not(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float) -> str | None:
+def _why_not(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float, masked: bool) -> str | None:
     """Why a kernel cannot compute this; None if it can."""
     if kernel == "gathered":
         return None
-    if kernel in ("fp8", "flash4"):
+    if kernel == "fp8":
         return "it is not there yet"
     if q.device.type != "cuda":
         return f"it needs a GPU, and the tensors are on {q.device}"
@@ -68,6 +74,8 @@ def _why_not(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float) -> str
         return "Triton is not installed"
     if scale <= 0:
         return f"it needs a positive scale, and this is {scale}"
+    if kernel == "flash4":
+        return "it takes no key mask" if masked else _why_not_flash4(q, v)
     return (_why_not_hopper if kernel == "hopper" else _why_not_portable)(q, v)
 
 
@@ -82,18 +90,49 @@ def _why_not_portable(q: torch.Tensor, v: torch.Tensor) -> str | None:
 
 
 def _why_not_hopper(q: torch.Tensor, v: torch.Tensor) -> str | None:
-    if torch.version.hip is not None or torch.cuda.get_device_capability(q.device) != (9, 0):
-        return f"it is made for Hopper GPUs, not for {torch.cuda.get_device_name(q.device)}"
-    if (missing := _gluon_missing()) is not None:
+    missing = _no_hopper_gpu(q) or _gluon_missing()
+    if missing is not None:
         return missing
     from jenga_compile.kernels.block_sparse_attention import hopper
 
+    unsuited = _unsuited(q, v, hopper.DTYPES, hopper.MAX_DIM)
+    return unsuited or _fails(
+        "hopper", hopper.block_sparse_attention, Path(hopper.__file__).with_name("hopper_kernel.py"), q
+    )
+
+
+def _why_not_flash4(q: torch.Tensor, v: torch.Tensor) -> str | None:
+    from jenga_compile.kernels.block_sparse_attention import flash4
+
+    found = _version(flash4.PACKAGE)
+    if found is None:
+        return f"{flash4.PACKAGE} is not installed"
+    unsuited = _no_hopper_gpu(q) or _unsuited(q, v, flash4.DTYPES, flash4.MAX_DIM)
+    return unsuited or _fails(f"{flash4.PACKAGE} {found}", flash4.block_sparse_attention, Path(flash4.__file__), q)
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _no_hopper_gpu(q: torch.Tensor) -> str | None:
+    if torch.version.hip is not None or torch.cuda.get_device_capability(q.device) != (9, 0):
+        return f"it is made for Hopper GPUs, not for {torch.cuda.get_device_name(q.device)}"
+    return None
+
+
+def _unsuited(q: torch.Tensor, v: torch.Tensor, dtypes: tuple[torch.dtype, ...], largest: int) -> str | None:
+    """Why a kernel made for tensor cores and the copy engine does not take these; None if it does."""
     dim = q.shape[-1]
-    if q.dtype not in hopper.DTYPES:
-        return f"it computes {_listing(hopper.DTYPES)}, not {q.dtype}"
-    if dim != v.shape[-1] or dim > hopper.MAX_DIM or dim % 8:
-        return f"it takes equal head dims in eights up to {hopper.MAX_DIM}, and these are {dim} and {v.shape[-1]}"
-    return _hopper_fails(q.device, q.dtype, dim)
+    if q.dtype not in dtypes:
+        return f"it computes {_listing(dtypes)}, not {q.dtype}"
+    if dim != v.shape[-1] or dim > largest or dim % 8:
+        return f"it takes equal head dims in eights up to {largest}, and these are {dim} and {v.shape[-1]}"
+    return None
 
 
 @functools.cache
@@ -107,32 +146,32 @@ def _gluon_missing() -> str | None:
     return None
 
 
-_failures: dict[tuple[torch.device, torch.dtype, int], str | None] = {}
+_failures: dict[tuple[str, torch.device, torch.dtype, int], str | None] = {}
 
 
-def _hopper_fails(device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+def _fails(name: str, attention: Attention, source: Path, q: torch.Tensor) -> str | None:
     """What is wrong with the compiled kernel, found by running it once on a small problem; None if it is right."""
     from jenga_compile.kernels import tuning
-    from jenga_compile.kernels.block_sparse_attention import hopper
     from jenga_compile.kernels.block_sparse_attention.problem import attention_problem
 
-    key = (device, dtype, dim)
+    dim = q.shape[-1]
+    key = (name, q.device, q.dtype, dim)
     if key not in _failures:
-        if tuning.forbidden(device):
+        if tuning.forbidden(q.device):
             return "it has not proven itself yet, which cannot be done while a CUDA graph is captured"
-        problem = attention_problem(device, dtype, dim, dim)
+        problem = attention_problem(q.device, q.dtype, dim, dim)
         try:
             tuning.fastest(
-                f"hopper {dtype} {dim}",
-                source=Path(hopper.__file__).with_name("hopper_kernel.py"),
-                candidates=("hopper",),
-                run=lambda _: functools.partial(problem.solved_by, hopper.block_sparse_attention),
+                f"{name} {q.dtype} {dim}",
+                source=source,
+                candidates=(name,),
+                run=lambda _: functools.partial(problem.solved_by, attention),
                 truth=problem.truth,
-                device=device,
+                device=q.device,
             )
             _failures[key] = None
         except NoKernelWorks as error:
-            _log.warning("jenga: the Hopper kernel is left out: %s", error)
+            _log.warning("jenga: the kernel %s is left out: %s", name, error)
             _failures[key] = str(error)
     return _failures[key]
 
