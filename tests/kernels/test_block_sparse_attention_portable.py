@@ -191,7 +191,15 @@ def test_the_first_block_that_needs_a_mask() -> None:
     ):
         indices, counts = all_blocks(video, 520 - video, 4)
         indices[..., 0, :2], counts[..., 0] = indices[..., 0, 1:3].clone(), 1
-        found, specials = portable.special_blocks(indices, counts, BlockLayout(520, video), key_mask)
-        assert found.tolist() == first
-        listed = (indices >= found[:, None, None, None]) & (torch.arange(indices.shape[-1]) < counts[..., None])
-        assert torch.equal(specials, listed.sum(-1, dtype=torch.int32))
+        blocks = BlockLayout(520, video)
+        special = portable.special_blocks(indices, counts, blocks, key_mask)
+        assert special.first.tolist() == first
+        used = torch.arange(blocks.keys) < counts[..., None]
+        listed = (indices >= special.first[:, None, None, None]) & used
+        assert torch.equal(special.counts, listed.sum(-1, dtype=torch.int32))
+        tokens = [min(128, video - start) for start in range(0, video, 128)]
+        tokens += [min(128, 520 - start) for start in range(video, 520, 128)]
+        there = torch.arange(128) < torch.tensor([*tokens, 0])[:, None]
+        valid = there.expand(4, -1, -1).clone()
+        valid[:, there] = torch.ones(4, 520, dtype=torch.bool) if key_mask is None else key_mask
+        assert torch.equal(special.caps, torch.where(valid, torch.inf, -torch.inf))
