@@ -132,6 +132,7 @@ def test_a_head_does_not_look_at_others(kernel: str) -> None:
     assert torch.equal(moved, out[:, order])
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize(
     ("kernel", "share"),
     [("hopper", 0.02), ("portable", 0.02), ("flash4", 1.2)],
