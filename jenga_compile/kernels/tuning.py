@@ -46,7 +46,7 @@ def fastest(
 
     Args:
         what: names the problem.
-        source: file of the kernel; the choice is forgotten when it changes.
+        source: file of the kernel; the choice is forgotten when it or another module beside it changes.
         run: makes a call out of a candidate.
 
     Raises:
@@ -106,7 +106,8 @@ def _time(call: Callable[[], object]) -> float:
 def _file(what: str, source: Path, names: Sequence[str], device: torch.device) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jenga_compile"
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    about = (what, source.read_text(), *names, chip, triton.__version__)
+    code = (file.read_text() for file in sorted(source.parent.glob("*.py")))
+    about = (what, *code, *names, chip, triton.__version__)
     return root / f"{hashlib.sha256('|'.join(about).encode()).hexdigest()[:32]}.json"
 
 
