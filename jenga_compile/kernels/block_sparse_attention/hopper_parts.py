@@ -77,11 +77,11 @@ def listed(indices, head, row, place, R, N):
 
 @gluon.jit
 def capped(s, block, caps, row, bias, R, COLUMNS: gl.constexpr):
-    """Logits s [64, 128] of one key block with the bias of text, and -inf for keys that are not there.
+    """Logits s [64, 128] of one key block, f32 or f16, with the bias of text, and -inf for keys that are not there.
 
     The caps are read, not compared with the sizes: with 32 comparisons here, ptxas 12.8 schedules the loop over plain
     blocks so that it takes 9 % longer.
     """
     cap = gl.load(caps + block * 128 + gl.arange(0, 128, layout=COLUMNS))
-    s = s + gl.where((block >= R) & (row < R), bias, 0.0)
-    return gl.minimum(s, cap[None, :])
+    s = s + gl.where((block >= R) & (row < R), bias, 0.0).to(s.dtype)
+    return gl.minimum(s, cap.to(s.dtype)[None, :])
