@@ -41,6 +41,7 @@ def fastest(
     run: Callable[[C], Callable[[], torch.Tensor]],
     truth: torch.Tensor,
     device: torch.device,
+    allowed: float | None = None,
 ) -> C:
     """The candidate that gives `truth` in the least time, from disk if it was measured before.
 
@@ -48,6 +49,7 @@ def fastest(
         what: names the problem.
         source: file of the kernel; the choice is forgotten when it or another module beside it changes.
         run: makes a call out of a candidate.
+        allowed: largest relative error; None: what rounding to the dtype of the result explains.
 
     Raises:
         NoKernelWorks: no candidate runs and is right.
@@ -64,7 +66,7 @@ def fastest(
             try:
                 call = run(candidate)
                 error = _error(call(), truth)
-                if error <= _allowed(call().dtype):
+                if error <= (_allowed(call().dtype) if allowed is None else allowed):
                     times[name] = _time(call)
                 else:
                     why[name] = f"relative error {error:.2g}"

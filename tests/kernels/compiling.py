@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from jenga_compile.kernels.block_sparse_attention import hopper, hopper_kernel
+from jenga_compile.kernels.block_sparse_attention import hopper, hopper_fp8, hopper_fp8_kernel, hopper_kernel
 
 HOPPER = GPUTarget("cuda", 90, 32)
 
@@ -39,15 +39,42 @@ def hopper_attention(dtype: str = "bf16", **constants: object) -> object:
         **{"key_caps": "*fp32", "knobs": "*fp32", "scale": "fp32"},
         **dict.fromkeys(constants, "constexpr"),
     }
-    names = hopper_kernel.attend.arg_names
+    return _compiled(hopper_kernel.attend, types, constants, hopper._REGISTERS)
+
+
+def hopper_fp8_attention(dtype: str = "bf16", width: int = 128) -> object:
+    """`hopper_fp8_kernel.attend` compiled as `hopper_fp8.py` launches it."""
+    constants = {
+        "D": width,
+        "ST": hopper_fp8._STAGES,
+        "CONSUMER_REGISTERS": hopper_fp8._CONSUMER_REGISTERS,
+        "PRODUCER_REGISTERS": hopper_fp8._PRODUCER_REGISTERS,
+    }
+    of_q_and_k, of_v = (repr(gl.NVMMASharedLayout(row, 8, rank=2)) for row in (width, 128))
+    out = f"tensordesc<{dtype}[1,1,64,{width}],{gl.NVMMASharedLayout(128, 16, rank=4)!r}>"
+    types = {
+        "q_desc": f"tensordesc<fp8e4nv[64,{width}],{of_q_and_k}>",
+        "k_desc": f"tensordesc<fp8e4nv[128,{width}],{of_q_and_k}>",
+        "v_desc": f"tensordesc<fp8e4nv[{width},128],{of_v}>",
+        **dict.fromkeys(("video_desc", "text_desc"), out),
+        **dict.fromkeys(("indices", "counts", "first_special", "special_counts"), "*i32"),
+        **dict.fromkeys(("q_scale", "k_scale", "v_scale", "key_caps", "knobs"), "*fp32"),
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    return _compiled(hopper_fp8_kernel.attend, types, constants, hopper_fp8._REGISTERS)
+
+
+def _compiled(kernel: object, types: dict[str, str], constants: dict[str, object], registers: int) -> object:
+    """A kernel for these types of its arguments, int32 where none is given."""
+    names = kernel.arg_names
     source = GluonASTSource(
-        hopper_kernel.attend,
+        kernel,
         {name: types.get(name, "i32") for name in names},
         {(names.index(name),): value for name, value in constants.items()},
         {},
     )
     return triton.compile(
-        source, target=HOPPER, options={"num_warps": 4, "maxnreg": hopper._REGISTERS, "enable_fp_fusion": True}
+        source, target=HOPPER, options={"num_warps": 4, "maxnreg": registers, "enable_fp_fusion": True}
     )
 
 

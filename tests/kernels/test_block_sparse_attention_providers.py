@@ -23,15 +23,17 @@ from jenga_compile.kernels.block_sparse_attention import problem
 
 HALF = torch.bfloat16
 version_of = providers._version
+attention_problem = problem.attention_problem
 
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A GPU that is not there, Hopper unless told otherwise, on which the Hopper kernel proves itself."""
-    chip = SimpleNamespace(capability=(9, 0), proves=lambda: "hopper", proven=[])
+    chip = SimpleNamespace(capability=(9, 0), proves=lambda: "hopper", proven=[], allowed=[])
 
     def fastest(what: str, *, source: Path, **rest: object) -> str:
         chip.proven.append(what)
+        chip.allowed.append(rest["allowed"])
         assert source.is_file()
         return chip.proves()
 
@@ -103,7 +105,7 @@ def test_there_is_no_such_kernel() -> None:
         chosen(tensor(), kernel="hoper")
 
 
-@pytest.mark.parametrize("kernel", ["hopper", "portable", "flash4"])
+@pytest.mark.parametrize("kernel", ["hopper", "portable", "fp8", "flash4"])
 def test_a_cpu_has_no_kernels(kernel: str) -> None:
     assert f"kernel='{kernel}'" in (text := refused(kernel, tensor(device="cpu")))
     assert "it needs a GPU, and the tensors are on cpu" in text
@@ -128,6 +130,10 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         ("hopper", lambda: (tensor(), tensor(dim=64)), "equal head dims in eights up to 128, and these are 128 and 64"),
         ("hopper", lambda: (tensor(dim=136), None), "up to 128, and these are 136 and 136"),
         ("hopper", lambda: (tensor(dim=60), None), "in eights up to 128, and these are 60 and 60"),
+        ("fp8", lambda: (tensor(torch.float32), None), "it computes bfloat16, float16, not torch.float32"),
+        ("fp8", lambda: (tensor(), tensor(dim=64)), "equal head dims in eights up to 128, and these are 128 and 64"),
+        ("fp8", lambda: (tensor(dim=136), None), "up to 128, and these are 136 and 136"),
+        ("fp8", lambda: (tensor(dim=60), None), "in eights up to 128, and these are 60 and 60"),
         ("flash4", lambda: (tensor(torch.float32), None), "it computes bfloat16, float16, not torch.float32"),
         ("flash4", lambda: (tensor(dim=256), None), "in eights up to 128, and these are 256 and 256"),
     ],
@@ -138,7 +144,7 @@ def test_dtypes_and_head_dims(
     assert why in refused(kernel, *make())
 
 
-@pytest.mark.parametrize("kernel", ["hopper", "flash4"])
+@pytest.mark.parametrize("kernel", ["hopper", "fp8", "flash4"])
 def test_hopper_kernels_want_hopper(kernel: str, gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.capability = (10, 0)
     assert "it is made for Hopper GPUs, not for Planted GPU" in refused(kernel, tensor())
@@ -154,6 +160,45 @@ def test_flash_attention_is_a_package_of_its_own(gpu: SimpleNamespace, monkeypat
     monkeypatch.setattr(providers, "_version", lambda package: None)
     assert "flash-attn-4 is not installed" in refused("flash4", tensor())
     assert chosen(tensor()) == "hopper"
+
+
+def test_fp8_is_for_who_asks_and_proves_itself_within_what_eight_bits_cost(gpu: SimpleNamespace) -> None:
+    assert chosen(tensor(), kernel="fp8") == chosen(tensor(), kernel="fp8", masked=True) == "hopper_fp8"
+    assert gpu.proven == ["fp8 torch.bfloat16 128"]
+    assert gpu.allowed == [0.1]
+    assert chosen(tensor(dim=72)) == "hopper"
+    assert gpu.allowed == [0.1, None]
+
+    def fails() -> str:
+        raise NoKernelWorks(what="fp8", device="cuda", why="relative error 0.3")
+
+    gpu.proves = fails
+    assert "relative error 0.3" in refused("fp8", tensor(dim=64))
+    assert "it needs a positive scale" in refused("fp8", tensor(), scale=-1.0)
+
+
+@pytest.mark.parametrize("dim", [8, 128])
+def test_what_fp8_is_allowed_is_twice_what_rounding_costs(dim: int) -> None:
+    """Plain rounding to e4m3, a scale a head, on some rows of the problem on which kernels prove themselves."""
+    made = attention_problem(torch.device("cpu"), HALF, dim, dim)
+    q, k, v, indices, counts, knobs, video, _, scale = made.arguments
+    eight = (
+        (x * (s := 448 / x.abs().max())).to(torch.float8_e4m3fn).float() / s
+        for x in (y[0, 0].float() for y in (q, k, v))
+    )
+    q, k, v = eight
+    row, block = 20, torch.arange(128)
+    listed = indices[0, 0, row, : counts[0, 0, row]].long()
+    starts = torch.where(listed < 64, listed * 128, video + (listed - 64) * 128)
+    tokens = starts[:, None] + block
+    tokens = tokens[tokens < torch.where(listed < 64, video, k.shape[0])[:, None]]
+    logits = q[row * 128 + block] @ k[tokens].T * scale + (tokens >= video) * knobs[2]
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    rounded = (weights * 448).to(torch.float8_e4m3fn).float() / 448
+    out = rounded @ v[tokens] / weights.sum(-1, keepdim=True)
+    truth = made.truth[0, 0, row * 128 + block]
+    error = float((out - truth).norm() / truth.norm())
+    assert 0.04 < error < providers._FP8_ALLOWED < 2 * error
 
 
 def test_the_version_of_a_package_is_read() -> None:

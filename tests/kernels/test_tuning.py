@@ -59,9 +59,17 @@ def choose(tmp_path: Path) -> Callable[..., str]:
     source = tmp_path / "kernel.py"
     source.write_text("first")
 
-    def chosen(*candidates: Planted, what: str = "a problem", truth: torch.Tensor = TRUTH) -> str:
+    def chosen(
+        *candidates: Planted, what: str = "a problem", truth: torch.Tensor = TRUTH, allowed: float | None = None
+    ) -> str:
         best = tuning.fastest(
-            what, source=source, candidates=candidates, run=lambda x: x, truth=truth, device=torch.device("cpu")
+            what,
+            source=source,
+            candidates=candidates,
+            run=lambda x: x,
+            truth=truth,
+            device=torch.device("cpu"),
+            allowed=allowed,
         )
         return best.name
 
@@ -86,6 +94,13 @@ def test_right_is_what_the_dtype_allows(measured: list[str], choose: Callable[..
     nearly = TRUTH * (1 + torch.finfo(torch.bfloat16).eps / 4)
     assert choose(SLOW, Planted("quick", 1.0, nearly.bfloat16())) == "quick"
     assert choose(SLOW, Planted("as quick in fp32", 1.0, nearly)) == "slow"
+
+
+def test_a_kernel_may_be_allowed_more(measured: list[str], choose: Callable[..., str]) -> None:
+    rough = Planted("rough", 1.0, (TRUTH * 1.05).bfloat16())
+    assert choose(SLOW, rough) == "slow"
+    assert choose(SLOW, rough, what="a rough problem", allowed=0.06) == "rough"
+    assert choose(SLOW, rough, what="a less rough problem", allowed=0.04) == "slow"
 
 
 def test_a_failing_one_is_skipped(measured: list[str], choose: Callable[..., str]) -> None:

@@ -71,6 +71,7 @@ def block_sparse_attention(
             PRODUCER_REGISTERS=_PRODUCER_REGISTERS,
             num_warps=4,
             maxnreg=_REGISTERS,
+            enable_fp_fusion=True,
         )
     return out
 

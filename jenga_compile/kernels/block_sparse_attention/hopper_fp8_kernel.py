@@ -7,15 +7,15 @@ their end. Its operands are the bytes and scales of `quantise.py`, in four stage
 
 Logits are f16: 22 * 22 * 128, the most that two quantised vectors give, stays below 65,504. They take half the
 registers, and maxima and exponentials take pairs. P is made of bytes that are linear in the logit
-(`hopper_fp8_parts.softmax`), without the unit of exponentials, which would take longer than both products. The reference
-is the running maximum in whole octaves. Row sums are a product with ones: they add what was rounded, so a row of equal
-values gives that value.
+(`hopper_fp8_parts.softmax`): with exponentials and conversions, a step took a quarter longer. The reference is the
+running maximum in whole octaves. Row sums are a product with ones: they add what was rounded, so a row of equal values
+gives that value.
 
 Hopper's fp8 products keep about 14 bits of a sum, however long. So each step's product starts from zero, and fp32
 arithmetic adds it to O: without that, long rows of flat weights are 8 to 80 % off.
 
-From SageAttention 2 and FlashAttention 3 (smoothing, scales of blocks, P in registers, two-level sums), and
-FlashAttention 4 (exponentials without their unit); the tensor of ones and the bytes of lines are ours.
+Ideas from SageAttention 2 (smoothing, scales of blocks, sums in two levels), FlashAttention 3 (P in registers, the order
+of V) and FlashAttention 4 (exponentials without their unit).
 """
 
 from triton.experimental import gluon

@@ -143,8 +143,9 @@ def operand(packed, LAYOUT: gl.constexpr):
     An operand of 8 bits has four neighbouring columns in a register, a result two pairs of neighbouring groups. So the
     product's column 4 t + 2 g + e of each 16 is key 8 g + 2 t + e: V comes in this order (`quantise.py`).
     """
-    types: gl.constexpr = (gl.int8, gl.int8, gl.int8, gl.int8)
-    a, b, c, d = gl.inline_asm_elementwise(_MOVE, _MOVE_CONSTRAINTS, [packed], dtype=types, is_pure=True, pack=4)
+    a, b, c, d = gl.inline_asm_elementwise(
+        _MOVE, _MOVE_CONSTRAINTS, [packed], dtype=(gl.int8, gl.int8, gl.int8, gl.int8), is_pure=True, pack=4
+    )
     x = gl.join(gl.join(a, b), gl.join(c, d))
     x = gl.reshape(gl.permute(x, (0, 1, 4, 5, 2, 3)), [4, 2, 8, 8, 2, 4, 2])
     x = gl.reshape(gl.permute(x, (0, 4, 2, 3, 5, 1, 6)), [64, 128]).to(gl.float8e4nv, bitcast=True)
