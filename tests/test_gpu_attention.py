@@ -12,7 +12,7 @@ from jenga_compile.errors import KernelUnavailable
 from jenga_compile.kernels.block_sparse_attention import gathered
 from jenga_compile.kernels.knobs import make_knobs
 from tests.kernels.test_block_sparse_attention import key_masks, random_lists
-from tests.tolerance import assert_rounding, eager_attention
+from tests.tolerance import FACTOR, assert_rounding, eager_attention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -121,7 +121,7 @@ def test_any_storage(kernel: str) -> None:
         assert assert_attends(kernel, *storage, rows, video).stride() == expected.stride()
 
 
-@pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("kernel", [*EXACT, "fp8"])
 def test_a_head_does_not_look_at_others(kernel: str) -> None:
     q, k, v = qkv(829, 64, torch.bfloat16)
     indices, counts = lists(700, 129, 0.5)
@@ -135,7 +135,7 @@ def test_a_head_does_not_look_at_others(kernel: str) -> None:
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize(
     ("kernel", "share"),
-    [("hopper", 0.02), ("portable", 0.02), ("flash4", 1.2)],
+    [("hopper", 0.02), ("portable", 0.02), ("fp8", 1.6), ("flash4", 1.2)],
 )
 def test_nothing_waits_for_the_gpu_and_the_memory_taken_is_what_it_says(kernel: str, share: float) -> None:
     q, k, v = qkv(40_000 + 256, 128, torch.bfloat16, batch=1, heads=8)
@@ -154,7 +154,7 @@ def test_nothing_waits_for_the_gpu_and_the_memory_taken_is_what_it_says(kernel: 
     assert taken <= share * q.numel() * q.element_size()
 
 
-@pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("kernel", [*EXACT, "fp8"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_on_a_stream_in_a_graph_and_compiled(kernel: str, masked: bool) -> None:
     video = 700
@@ -194,13 +194,104 @@ def test_on_a_stream_in_a_graph_and_compiled(kernel: str, masked: bool) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("kernel", [*EXACT, "fp8"])
 def test_on_another_gpu_than_the_current(kernel: str) -> None:
     q, k, v = qkv(829, 128, torch.bfloat16)
     rows = lists(700, 129, 0.5)
     expected = run(kernel, q, k, v, *rows, PLAIN.cuda(), 700, None, None)
     there = [x.to("cuda:1") for x in (q, k, v, *rows, PLAIN)]
     assert torch.equal(run(kernel, *there, 700, None, None).to(q.device), expected)
+
+
+FP8_CAP = 0.045
+"""Largest error of fp8 on `structured`, |out - truth| / |truth|, whatever `in_plain_fp8` gives there."""
+
+
+def structured(length: int, dim: int, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    """q and k with shared, slowly changing parts, and values with a mean, as models have them."""
+    random = torch.Generator().manual_seed(length)
+    place = torch.arange(length)[:, None] / 40
+    waves = torch.cos(place * torch.randn(dim, generator=random) + torch.rand(dim, generator=random) * 6.28)
+    noise = [torch.randn(2, 3, length, dim, generator=random) for _ in range(3)]
+    mean = torch.randn(dim, generator=random)
+    made = (1.2 * waves + 0.6 * noise[0], 1.2 * waves + 0.6 * noise[1] + 2 * mean, waves + mean + 0.5 * noise[2])
+    return [x.to("cuda", dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in made]
+
+
+def in_plain_fp8(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, seen) -> torch.Tensor:
+    """Attention on q, k, v and weights rounded to e4m3, with a scale a head."""
+    eight = []
+    for x in (q, k if seen is None else k * seen[:, None, :, None], v if seen is None else v * seen[:, None, :, None]):
+        scale = 448 / x.double().abs().amax((2, 3), keepdim=True)
+        eight.append((x.double() * scale).float().to(torch.float8_e4m3fn).double() / scale)
+    q, k, v = eight
+    logits = q @ k.mT * q.shape[-1] ** -0.5 + table
+    weights = (logits - logits.amax(-1, keepdim=True).nan_to_num(neginf=0.0)).exp()
+    rounded = (weights * 448).float().to(torch.float8_e4m3fn).double() / 448
+    return rounded @ v / weights.sum(-1, keepdim=True)
+
+
+def assert_attends_in_fp8(q, k, v, rows, video: int, mask=None, bias: float = 0.0) -> torch.Tensor:
+    out = run("fp8", q, k, v, *rows, make_knobs(1.0, 0.0, bias, device="cuda"), video, mask, None)
+    table, truth = eager(q.double(), k.double(), v.double(), rows, video, mask, bias)
+    empty = table.isneginf().all(-1)
+    assert (out[empty] == 0).all()
+    truth = truth[~empty]
+    error, plain = (
+        float((x.double()[~empty] - truth).norm() / truth.norm()) for x in (out, in_plain_fp8(q, k, v, table, mask))
+    )
+    assert error <= min(FACTOR * plain, FP8_CAP)
+    return out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("text", [0, 1, 129])
+@pytest.mark.parametrize("video", [1, 128, 129, 1000])
+def test_fp8_any_length(video: int, text: int, masked: bool) -> None:
+    q, k, v = structured(video + text, 128)
+    mask = key_masks(video, text).cuda() if masked else None
+    if masked:  # what masked keys hold must not count, for scales neither
+        k, v = (x.where(mask[:, None, :, None], torch.tensor(1e4, device="cuda").to(x)) for x in (k, v))
+    assert_attends_in_fp8(q, k, v, lists(video, text, 0.5), video, mask, bias=-0.5 if masked else 0.7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dim", [64, 72, 128])
+def test_fp8_every_dtype_and_head_dim(dtype: torch.dtype, dim: int) -> None:
+    q, k, v = structured(700 + 129, dim, dtype)
+    assert_attends_in_fp8(q, k, v, lists(700, 129, 0.5), 700, bias=0.3)
+
+
+def test_fp8_lists_of_nothing_and_of_one() -> None:
+    q, k, v = structured(829, 128)
+    indices, counts = lists(700, 129, 0.5)
+    counts[0, 1, 2], counts[1, 0, 0] = 0, 1
+    indices[0, 1, 2], indices[1, 0, 0, 1:] = -1, -1
+    out = assert_attends_in_fp8(q, k, v, (indices, counts), 700)
+    assert (out[0, 1, 256:384] == 0).all()
+
+
+def test_fp8_long_rows_of_flat_weights() -> None:
+    """What is lost where sums are left to the tensor cores: 8 to 40 %."""
+    q, k, v = structured(20_000, 128)
+    q = q * 0.1
+    knobs = make_knobs(1.0, 0.0, device="cuda")
+    listed = torch.arange(157, dtype=torch.int32, device="cuda").expand(2, 3, 157, 157).contiguous()
+    counts = torch.full((2, 3, 157), 157, dtype=torch.int32, device="cuda")
+    out = run("fp8", q, k, v, listed, counts, knobs, 20_000, None, None)[:, :, :256]
+    truth = eager_attention(q[:, :, :256].double(), k.double(), v.double())
+    assert float((out.double() - truth).norm() / truth.norm()) <= 0.01
+
+
+def test_fp8_any_storage() -> None:
+    q, k, v = structured(829, 128)
+    rows = lists(700, 129, 0.5)
+    expected = assert_attends_in_fp8(q, k, v, rows, 700)
+    knobs = make_knobs(1.0, 0.0, device="cuda")
+    others = (q.contiguous(), k.mT.contiguous().mT, torch.nn.functional.pad(v, (0, 1))[..., :128])
+    out = run("fp8", *others, *rows, knobs, 700, None, None)
+    assert out.stride() == expected.stride()
+    assert torch.equal(out, expected)
 
 
 def test_the_torch_path_is_no_other_operator() -> None:

@@ -1,7 +1,7 @@
 """Eight-bit copies of q, k and v, made by Triton's interpreter.
 
-The interpreter cuts a conversion to e4m3 where a GPU rounds: it may be off by a whole unit in the last place, an eighth
-of the number or 2^-9, and not by half of one. `assert_eight_bits` allows for that.
+The interpreter converts to e4m3 less well than a GPU: it truncates numbers below 2^-6 instead of rounding them, and it
+loses a carry, so that what should be rounded up to a power of two becomes half of it. `assert_eight_bits` allows that.
 """
 
 from __future__ import annotations
@@ -43,10 +43,14 @@ def in_blocks(x: torch.Tensor, blocks: BlockLayout, width: int) -> torch.Tensor:
 
 
 def assert_eight_bits(bytes_: torch.Tensor, scale: torch.Tensor, truth: torch.Tensor) -> None:
-    """bytes_ * scale is truth, but for a unit in the last place of e4m3; zeros are zeros."""
+    """bytes_ * scale is truth, but for half a unit of e4m3, one for the least; zeros are zeros."""
     eight = bytes_.double()
     exact = truth / scale.double().clamp(min=1e-300)
-    assert ((eight - exact).abs() <= torch.maximum(exact.abs() / 8, torch.tensor(2.0**-9)) * (1 + 1e-4)).all()
+    half_unit = (exact.abs() / 16).clamp(min=2.0**-9) * (1 + 1e-4)
+    nearest = exact.clamp(-448, 448).to(torch.float8_e4m3fn).double()
+    carry_lost = (eight == nearest / 2) & (nearest.abs() > exact.abs())
+    assert (((eight - exact).abs() <= half_unit) | carry_lost).all()
+    assert carry_lost.double().mean() < 0.03
     assert (eight[truth == 0] == 0).all()
 
 
@@ -90,7 +94,7 @@ def test_scales_are_powers_of_two_and_products_fit_a_half() -> None:
         top = eight.double().abs().amax((-1, -2))
         assert (top <= 22).all()
         assert ((top > 9) | (top == 0)).all(), "no bit is given away"
-    assert 22 * 22 * 128 < torch.finfo(torch.float16).max
+    assert torch.finfo(torch.float16).max > 22 * 22 * 128
 
 
 def test_the_mean_is_of_every_eighth_tile_of_what_is_not_masked() -> None:

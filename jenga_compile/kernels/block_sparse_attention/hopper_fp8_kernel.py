@@ -14,8 +14,8 @@ gives that value.
 Hopper's fp8 products keep about 14 bits of a sum, however long. So each step's product starts from zero, and fp32
 arithmetic adds it to O: without that, long rows of flat weights are 8 to 80 % off.
 
-Ideas from SageAttention 2 (smoothing, scales of blocks, sums in two levels), FlashAttention 3 (P in registers, the order
-of V) and FlashAttention 4 (exponentials without their unit).
+Ideas from SageAttention 2 (smoothing, scales of blocks, sums in two levels), FlashAttention 3 (P in registers, and V in
+its order) and FlashAttention 4 (exponentials without their unit).
 """
 
 from triton.experimental import gluon
