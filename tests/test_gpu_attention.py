@@ -135,7 +135,7 @@ def test_a_head_does_not_look_at_others(kernel: str) -> None:
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize(
     ("kernel", "share"),
-    [("hopper", 0.02), ("portable", 0.02), ("fp8", 1.6), ("flash4", 1.2)],
+    [("hopper", 0.02), ("portable", 0.035), ("fp8", 1.6), ("flash4", 1.2)],
 )
 def test_nothing_waits_for_the_gpu_and_the_memory_taken_is_what_it_says(kernel: str, share: float) -> None:
     q, k, v = qkv(40_000 + 256, 128, torch.bfloat16, batch=1, heads=8)

@@ -8,12 +8,26 @@ from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from jenga_compile.kernels.block_sparse_attention import hopper, hopper_fp8, hopper_fp8_kernel, hopper_kernel
+from jenga_compile.kernels.block_sparse_attention import (
+    hopper,
+    hopper_fp8,
+    hopper_fp8_kernel,
+    hopper_kernel,
+    portable,
+    portable_kernel,
+)
 
 HOPPER = GPUTarget("cuda", 90, 32)
+
+_POINTERS = {
+    **dict.fromkeys(("indices", "counts", "first_special", "specials"), "*i32"),
+    **dict.fromkeys(("key_caps", "knobs", "lse"), "*fp32"),
+}
+_ALIGNED = ["q", "k", "v", "out", *_POINTERS, *(f"{x}_{axis}" for x in "qkvo" for axis in "bhl")]
 
 
 def hopper_attention(dtype: str = "bf16", **constants: object) -> object:
@@ -76,6 +90,33 @@ def _compiled(kernel: object, types: dict[str, str], constants: dict[str, object
     return triton.compile(
         source, target=HOPPER, options={"num_warps": 4, "maxnreg": registers, "enable_fp_fusion": True}
     )
+
+
+def portable_attention(
+    name: str, config: portable.Config, dtype: str = "bf16", dim: int = 128, value_dim: int = 128, capability: int = 90
+) -> object:
+    """A kernel of `portable_kernel` compiled as `portable.py` launches it on tensors that descriptors can read."""
+    kernel = getattr(portable_kernel, name)
+    constants = {
+        **{"D": dim, "DV": value_dim, "WIDTH": portable._width(dim), "WIDTH_V": portable._width(value_dim)},
+        **{"BM": config.queries, "BN": config.keys, "PRECISION": "ieee" if dtype == "fp32" else "tf32"},
+        **{"DESCRIPTORS": config.descriptors, "SPECIALIZE": config.specialize},
+    }
+    names = kernel.arg_names
+    types = {
+        **dict.fromkeys(("q", "k", "v", "out"), f"*{dtype}"),
+        **_POINTERS,
+        "scale": "fp32",
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    source = ASTSource(
+        kernel,
+        {name: types.get(name, "i32") for name in names},
+        {(names.index(name),): value for name, value in constants.items() if name in names},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in _ALIGNED if name in names},
+    )
+    options = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def stack_bytes(kernel: object, folder: Path) -> int:

@@ -32,9 +32,9 @@ CONFIGS = tuple(
 )
 POINTERS, DESCRIPTORS = CONFIGS[1], CONFIGS[3]
 
-# numpy warns of what the kernel then leaves out: 1 / 0 of a row without keys, logits of masked keys past fp32.
+# numpy warns of what the kernels then leave out: 1 / 0 and log 0 of a row without keys, logits past fp32.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:divide by zero encountered in divide:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:divide by zero encountered in (divide|log2):RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered in (matmul|multiply):RuntimeWarning"),
 ]
 
@@ -150,21 +150,53 @@ def test_any_storage(stored: Callable[[torch.Tensor], torch.Tensor]) -> None:
     assert_attends(q, k, v, apart, 200, mask.T.contiguous().T, by=computed(config))
 
 
-def test_a_list_may_be_longer_than_one_read_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = portable._launch
-    short = {"LIST": 16}
-    monkeypatch.setattr(portable, "_launch", lambda grid, given, constants: launch(grid, given, {**constants, **short}))
-    video = 19 * BLOCK - 3
-    q, k, v = qkv(video, 0, heads=1)
-    indices, counts = all_blocks(video, 0, heads=1)
-    counts[..., 2:] = 0
-    assert_attends(q, k, v, (indices, counts), video, by=computed())
+def test_a_list_may_be_longer_than_one_read_of_it() -> None:
+    """Of the launch that counts special blocks: here all from block 1, the first of the text, on."""
+    indices, counts = all_blocks(BLOCK, 1100 * BLOCK, heads=1)
+    special = portable.special_blocks(indices, counts, BlockLayout(1101 * BLOCK, BLOCK), None)
+    assert special.counts.tolist() == [[[1100]]]
+
+
+@pytest.mark.parametrize("weight", [-60.0, -3.0, 3.0, 60.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_plain_and_special_blocks_share_one_softmax(dtype: torch.dtype, weight: float) -> None:
+    """Text keys, all of the second launch, weigh less or more than the video's, or all but nothing."""
+    q, k, v = qkv(256, 30, heads=1, dtype=dtype)
+    v[:, :, 256:] += 4
+    assert_attends(q, k, v, all_blocks(256, 30, heads=1), 256, text_bias=weight, by=computed())
 
 
 def test_without_a_gpu_to_measure_the_safe_cut_is_taken() -> None:
     q, k, v = qkv(129, 20)
     assert portable._tuned(q, k, v) == portable._SAFE
     assert_attends(q, k, v, all_blocks(129, 20), 129, by=computed(config=None))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "dims", "specialized"),
+    [
+        ((9, 0), torch.bfloat16, (128, 128), True),
+        ((9, 0), torch.float16, (64, 128), True),
+        ((9, 0), torch.bfloat16, (72, 72), True),
+        ((9, 0), torch.bfloat16, (16, 128), False),
+        ((9, 0), torch.bfloat16, (128, 256), False),
+        ((9, 0), torch.float32, (64, 64), False),
+        ((10, 0), torch.bfloat16, (128, 128), False),
+    ],
+)
+def test_warps_of_its_own_are_for_hopper_and_what_fits_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    dims: tuple[int, int],
+    specialized: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    offered = portable._candidates(torch.device("cuda"), dtype, *dims, copied=True)
+    assert [config.specialize for config in offered] == [specialized] * specialized + [False] * (
+        len(offered) - specialized
+    )
+    assert not any(config.descriptors for config in portable._candidates(torch.device("cuda"), dtype, *dims, False))
 
 
 def test_descriptors_read_what_the_copy_engine_can() -> None:

@@ -1,7 +1,13 @@
 """`jenga::block_sparse_attention` in plain Triton, for any GPU that Triton knows; the contract is in `op.py`.
 
-One program computes BM queries of a block, with a running maximum and so for any logits. As in `hopper_kernel.py` a
-list is walked from its end: blocks that need a bias or a mask come first, the rest is a loop of products alone.
+One program computes BM queries of a block, with a running maximum and so for any logits. There are two launches. The
+first takes the blocks of a list that need nothing but products, nearly all, and writes the output so far with its
+log-sum-exp; the second takes the few at the list's end that need a bias or a mask (`special.py`), if there are any, and
+merges them in. Two, because Triton gives a loop of products warps of its own (`Config.specialize`) only where it is the
+one loop in its kernel. It costs 4 bytes a query and head for the log-sum-exp, 1.6 % of q at head dim 128 and 3.1 % at
+64, and one rounding more of the output, by half a unit in the last place at most. In the other order that rounding
+would weigh less, as special blocks have a small share of the softmax, but the kernel of the long loop would have to
+merge.
 
 Key blocks are read through tensor descriptors where the chip has a copy engine (Hopper and later), through pointers
 elsewhere. Which tile sizes are fastest is measured once for a GPU, dtype and head dim, on a small problem whose answer
@@ -14,6 +20,7 @@ import contextvars
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -36,7 +43,7 @@ _LOG2E = 1.4426950408889634
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How the kernel is cut."""
+    """How a kernel is cut."""
 
     queries: int
     """BM, queries of a program."""
@@ -48,7 +55,8 @@ class Config:
     descriptors: bool = False
     """Whether blocks are read by the copy engine."""
     specialize: bool = False
-    """Whether Triton gives copies and products to warps of their own; needs descriptors and four warps."""
+    """Whether Triton gives copies and products to warps of their own; needs descriptors and four warps,
+    and makes them twelve."""
 
 
 _SAFE = Config(queries=64, keys=32, warps=4, stages=1)
@@ -60,11 +68,18 @@ _POINTERS = tuple(
 )
 
 _DESCRIPTORS = (
-    Config(queries=128, keys=128, warps=4, stages=2, descriptors=True, specialize=True),
     Config(queries=128, keys=64, warps=4, stages=2, descriptors=True),
     Config(queries=128, keys=128, warps=8, stages=2, descriptors=True),
 )
-"""With three stages and 64 keys, Triton 3.6 returns NaN from a specialized kernel: why every candidate is checked."""
+
+_SPECIALIZED = Config(queries=128, keys=128, warps=4, stages=2, descriptors=True, specialize=True)
+"""For Hopper and two-byte dtypes; its tiles take 180 KB. With three stages and 64 keys, Triton 3.6 returns NaN: why
+every candidate is checked."""
+
+_SPECIALIZED_WIDTHS = (64, 128)
+
+_SPECIAL = Config(queries=64, keys=64, warps=4, stages=2)
+"""Of the second launch, which reads little but queries and outputs; `_SAFE` where its tiles would be larger."""
 
 
 def block_sparse_attention(
@@ -87,36 +102,60 @@ def block_sparse_attention(
     batch, heads, length, dim = q.shape
     blocks = BlockLayout(length, video)
     out = q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
+    lse = q.new_empty(batch, heads, length, dtype=torch.float32)
     special = special_blocks(indices, counts, blocks, key_mask)
-    arguments = (
-        *(q, k, v, out, indices, counts, special.caps, special.first, special.counts, knobs, scale * _LOG2E),
-        *(stride for x in (q, k, v, out) for stride in x.stride()[:3]),
-        *(batch * heads, heads, blocks.rows, blocks.keys - blocks.rows, blocks.keys, video, length),
-    )
-    constants = dict(
+    tensors = (q, k, v, out, lse, indices, counts)
+    strides = tuple(stride for x in (q, k, v, out) for stride in x.stride()[:3])
+    sizes = (batch * heads, heads, blocks.rows, blocks.keys - blocks.rows, blocks.keys, video, length)
+    widths = (_width(dim), _width(v.shape[-1]))
+    constants: dict[str, object] = dict(
         D=dim,
         DV=v.shape[-1],
-        WIDTH=max(16, triton.next_power_of_2(dim)),
-        WIDTH_V=max(16, triton.next_power_of_2(v.shape[-1])),
-        BM=config.queries,
-        BN=config.keys,
-        DESCRIPTORS=config.descriptors,
-        SPECIALIZE=config.specialize,
+        WIDTH=widths[0],
+        WIDTH_V=widths[1],
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=config.warps,
-        num_stages=config.stages,
     )
-    grid = (batch * heads * blocks.keys * (BLOCK // config.queries),)
+    small = q.element_size() == 2 and max(widths) <= 128
+    tiles = batch * heads * blocks.keys
     with on_device(q.device):
-        # Descriptors made by a kernel want memory from an allocator, which is set for this launch alone.
-        contextvars.copy_context().run(_launch, grid, arguments, constants)
+        _launch(
+            portable_kernel.attend_plain,
+            tiles,
+            config,
+            (*tensors, special.first, special.counts, scale * _LOG2E, *strides, *sizes),
+            {**constants, "DESCRIPTORS": config.descriptors, "SPECIALIZE": config.specialize},
+        )
+        _launch(
+            portable_kernel.attend_special,
+            tiles,
+            _SPECIAL if small else _SAFE,
+            (*tensors, special.caps, special.first, special.counts, knobs, scale * _LOG2E, *strides, *sizes),
+            constants,
+        )
     return out
 
 
-def _launch(grid: tuple[int, ...], arguments: tuple[object, ...], constants: dict[str, object]) -> None:
-    if constants["DESCRIPTORS"]:
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
-    portable_kernel.attend[grid](*arguments, **constants)
+def _width(dim: int) -> int:
+    """Columns of a tile that holds `dim`."""
+    return max(16, int(triton.next_power_of_2(dim)))
+
+
+def _launch(
+    kernel: Any, tiles: int, config: Config, arguments: tuple[object, ...], constants: dict[str, object]
+) -> None:
+    """Launch, with programs enough for each tile of 128 queries."""
+    cut = dict(BM=config.queries, BN=config.keys, num_warps=config.warps, num_stages=config.stages)
+    grid = (tiles * (BLOCK // config.queries),)
+    if config.descriptors:
+        # Descriptors made by a kernel want memory from an allocator, which is set for this launch alone.
+        contextvars.copy_context().run(_launch_with_memory, kernel[grid], arguments, {**constants, **cut})
+    else:
+        kernel[grid](*arguments, **constants, **cut)
+
+
+def _launch_with_memory(launch: Any, arguments: tuple[object, ...], constants: dict[str, object]) -> None:
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+    launch(*arguments, **constants)
 
 
 def _tuned(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Config:
@@ -134,6 +173,15 @@ def _copyable(x: torch.Tensor) -> bool:
     return x.data_ptr() % 16 == 0 and all(stride % step == 0 for stride in x.stride()[:3])
 
 
+def _candidates(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int, copied: bool) -> tuple[Config, ...]:
+    """What may be fastest; `copied` if descriptors can read the tensors."""
+    if not copied:
+        return (*_POINTERS, _SAFE)
+    fits = dtype.itemsize == 2 and all(_width(x) in _SPECIALIZED_WIDTHS for x in (dim, value_dim))
+    hopper = torch.cuda.get_device_capability(device) == (9, 0)
+    return (*((_SPECIALIZED,) if fits and hopper else ()), *_DESCRIPTORS, *_POINTERS, _SAFE)
+
+
 _chosen: dict[tuple[object, ...], Config] = {}
 
 
@@ -143,12 +191,11 @@ def _measured(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int
     if key not in _chosen:
         if tuning.forbidden(device):
             return None
-        candidates = (*(_DESCRIPTORS if copied else ()), *_POINTERS, _SAFE)
         problem = attention_problem(device, dtype, dim, value_dim)
         _chosen[key] = tuning.fastest(
             f"{dtype} {dim} {value_dim} {copied}",
             source=Path(portable_kernel.__file__),
-            candidates=candidates,
+            candidates=_candidates(device, dtype, dim, value_dim, copied),
             run=lambda config: functools.partial(problem.solved_by, block_sparse_attention, config=config),
             truth=problem.truth,
             device=device,

@@ -1,7 +1,7 @@
 """Which key blocks need more than a product: those with text, or with tokens that are masked or not there.
 
-Lists ascend and text stands at the end, so a kernel that walks a list from its end meets these blocks first and may
-leave out all masking in the rest.
+Lists ascend and text stands at the end, so these blocks are a list's last, and a kernel that takes them apart may leave
+out all masking in the rest.
 """
 
 import dataclasses
