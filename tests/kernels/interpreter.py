@@ -29,7 +29,7 @@ def interpreted(name: str) -> ModuleType:
 
     before = {found: module for found, module in sys.modules.items() if _holds_kernels(found, module)}
     for found in before:
-        del sys.modules[found]
+        _forget(found)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
