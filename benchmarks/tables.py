@@ -83,7 +83,7 @@ def _kernels_row(case: Any) -> tuple[str, ...]:
 
 def _kernel_time(rows: Any, name: str) -> str:
     row = rows.get(name)
-    return "-" if row is None or row["ms"] is None else f"{row['ms']:.2f} ({row['tflops']:.3g})"
+    return "-" if row is None or row["ms"] is None else f"{row['ms']:.2f} ({row['tflops']:,.0f})"
 
 
 def _file(name: str) -> Path:

@@ -76,7 +76,7 @@ def _cell(row: Row | None) -> str:
         return "-"
     if row.ms is None:
         return _NOT_TIMED[row.status]
-    return f"{row.ms:.2f}" if row.tflops is None else f"{row.ms:.2f} ({row.tflops:.3g})"
+    return f"{row.ms:.2f}" if row.tflops is None else f"{row.ms:.2f} ({row.tflops:,.0f})"
 
 
 def _or_dash(value: float | None, form: str) -> str:
