@@ -80,6 +80,8 @@ def fastest(
     if not times:
         raise NoKernelWorks(what=what, device=device, why=next(iter(why.values())))
     best = min(times, key=lambda name: times[name])
+    for name, milliseconds in sorted(times.items(), key=lambda item: item[1]):
+        _log.info("%s: %s takes %.3f ms", what, name, milliseconds)
     _write(file, best)
     return candidates[names.index(best)]
 
