@@ -38,8 +38,8 @@ def hopper_attention(dtype: str = "bf16", **constants: object) -> object:
         "LAZY": False,
         "REDO": False,
         "Q_IN_REGISTERS": hopper._Q_IN_REGISTERS,
-        "CONSUMER_REGISTERS": hopper._CONSUMER_REGISTERS,
-        "PRODUCER_REGISTERS": hopper._PRODUCER_REGISTERS,
+        "CONSUMER_REGISTERS": hopper.ROLES["CONSUMER_REGISTERS"],
+        "PRODUCER_REGISTERS": hopper.ROLES["PRODUCER_REGISTERS"],
         **constants,
     }
     layout = repr(gl.NVMMASharedLayout(128, 16, rank=4))
@@ -53,7 +53,7 @@ def hopper_attention(dtype: str = "bf16", **constants: object) -> object:
         **{"key_caps": "*fp32", "knobs": "*fp32", "scale": "fp32"},
         **dict.fromkeys(constants, "constexpr"),
     }
-    return _compiled(hopper_kernel.attend, types, constants, hopper._REGISTERS)
+    return _compiled(hopper_kernel.attend, types, constants, hopper.ROLES["maxnreg"])
 
 
 def hopper_fp8_attention(dtype: str = "bf16", width: int = 128) -> object:
@@ -61,8 +61,8 @@ def hopper_fp8_attention(dtype: str = "bf16", width: int = 128) -> object:
     constants = {
         "D": width,
         "ST": hopper_fp8._STAGES,
-        "CONSUMER_REGISTERS": hopper_fp8._CONSUMER_REGISTERS,
-        "PRODUCER_REGISTERS": hopper_fp8._PRODUCER_REGISTERS,
+        "CONSUMER_REGISTERS": hopper.ROLES["CONSUMER_REGISTERS"],
+        "PRODUCER_REGISTERS": hopper.ROLES["PRODUCER_REGISTERS"],
     }
     of_q_and_k, of_v = (repr(gl.NVMMASharedLayout(row, 8, rank=2)) for row in (width, 128))
     out = f"tensordesc<{dtype}[1,1,64,{width}],{gl.NVMMASharedLayout(128, 16, rank=4)!r}>"
@@ -75,7 +75,7 @@ def hopper_fp8_attention(dtype: str = "bf16", width: int = 128) -> object:
         **dict.fromkeys(("q_scale", "k_scale", "v_scale", "key_caps", "knobs"), "*fp32"),
         **dict.fromkeys(constants, "constexpr"),
     }
-    return _compiled(hopper_fp8_kernel.attend, types, constants, hopper_fp8._REGISTERS)
+    return _compiled(hopper_fp8_kernel.attend, types, constants, hopper.ROLES["maxnreg"])
 
 
 def _compiled(kernel: object, types: dict[str, str], constants: dict[str, object], registers: int) -> object:

@@ -20,6 +20,7 @@ import triton.language as tl
 
 from jenga_compile.kernels.block_select.pooling import pool
 from jenga_compile.kernels.blocks import BlockLayout
+from jenga_compile.kernels.launch import on_device
 
 
 def most_blocks(device: torch.device) -> int:
@@ -46,7 +47,7 @@ def block_select(
     planes, rows, keys = batch * heads, blocks.rows, blocks.keys
     indices = q.new_empty((batch, heads, rows, keys), dtype=torch.int32)
     counts = q.new_empty((batch, heads, rows), dtype=torch.int32)
-    with torch.cuda.device_of(q):
+    with on_device(q.device):
         means, valid = pool(q, k, key_mask, blocks)
         keys_tile, rows_tile, chunk, warps = _tiles(keys)
         _select[(triton.cdiv(rows, rows_tile), planes)](

@@ -15,7 +15,7 @@ from jenga_compile.grid import BLOCK
 from jenga_compile.kernels.block_sparse_attention import hopper_kernel
 from jenga_compile.kernels.block_sparse_attention.special import special_blocks
 from jenga_compile.kernels.blocks import BlockLayout
-from jenga_compile.kernels.launch import on_device
+from jenga_compile.kernels.launch import LOG2E, on_device
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -23,13 +23,11 @@ MAX_DIM = 128
 """Largest head dim: accumulators of 64 x 128 fill the registers of a warpgroup."""
 
 _STAGES = 2
-_CONSUMER_REGISTERS, _PRODUCER_REGISTERS, _REGISTERS = 240, 24, 168
+ROLES = dict(CONSUMER_REGISTERS=240, PRODUCER_REGISTERS=24, num_warps=4, maxnreg=168, enable_fp_fusion=True)
 """A thread's registers by its role, and at launch: 12 warps of 168 are all that a multiprocessor has."""
 
 _Q_IN_REGISTERS = triton.__version__.startswith("3.6.")
 """Saves a fifth of the reads of shared memory. Only where it was measured: later versions of Triton spill."""
-
-_LOG2E = 1.4426950408889634
 
 
 def block_sparse_attention(
@@ -53,23 +51,17 @@ def block_sparse_attention(
     special = special_blocks(indices, counts, blocks, key_mask)
 
     width = 64 if dim <= 64 else 128
-    video_out = _descriptor(out[:, :, :video], 64, width)
     tensors = (
         *(_descriptor(_copyable(x), rows, width) for x, rows in ((q, 64), (k, BLOCK), (v, BLOCK))),
-        video_out,
-        _descriptor(out[:, :, video:], 64, width) if texts else video_out,
+        *output_parts(out, video, width),
         *(indices, counts, special.caps, special.first, special.counts, knobs, noted),
     )
-    sizes = (total, batch * heads, heads, blocks.rows, texts, blocks.keys, video, length, scale * _LOG2E)
+    sizes = (total, batch * heads, heads, blocks.rows, texts, blocks.keys, video, length, scale * LOG2E)
     constants = dict(
         D=width,
         ST=_STAGES,
         Q_IN_REGISTERS=_Q_IN_REGISTERS,
-        CONSUMER_REGISTERS=_CONSUMER_REGISTERS,
-        PRODUCER_REGISTERS=_PRODUCER_REGISTERS,
-        num_warps=4,
-        maxnreg=_REGISTERS,
-        enable_fp_fusion=True,
+        **ROLES,
     )
     exact = q.dtype == torch.float16
     with on_device(q.device):
@@ -78,6 +70,12 @@ def block_sparse_attention(
             programs = min(total, torch.cuda.get_device_properties(q.device).multi_processor_count)
             hopper_kernel.attend[(programs,)](*tensors, *sizes, LAZY=True, REDO=True, **constants)
     return out
+
+
+def output_parts(out: torch.Tensor, video: int, width: int) -> tuple[TensorDescriptor, TensorDescriptor]:
+    """Stores of [64, width] to the video and to the text of out [B, H, L, D]; without text, to the video twice."""
+    of_video = _descriptor(out[:, :, :video], 64, width)
+    return of_video, _descriptor(out[:, :, video:], 64, width) if video < out.shape[2] else of_video
 
 
 def _copyable(x: torch.Tensor) -> torch.Tensor:

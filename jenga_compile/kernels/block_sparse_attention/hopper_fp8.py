@@ -27,8 +27,6 @@ DTYPES = hopper.DTYPES
 MAX_DIM = hopper.MAX_DIM
 
 _STAGES = 4
-_CONSUMER_REGISTERS, _PRODUCER_REGISTERS, _REGISTERS = 240, 24, 168
-"""As in `hopper.py`."""
 
 
 def block_sparse_attention(
@@ -52,27 +50,15 @@ def block_sparse_attention(
     special = special_blocks(indices, counts, blocks, key_mask)
 
     width = eight.q.shape[-1]
-    video_out = hopper._descriptor(out[:, :, :video], 64, width)
     tensors = (
         *(_descriptor(x, rows) for x, rows in ((eight.q, 64), (eight.k, BLOCK), (eight.v, width))),
-        video_out,
-        hopper._descriptor(out[:, :, video:], 64, width) if texts else video_out,
+        *hopper.output_parts(out, video, width),
         *(eight.q_scale, eight.k_scale, eight.v_scale),
         *(indices, counts, special.caps, special.first, special.counts, knobs),
     )
     sizes = (total, batch * heads, heads, blocks.rows, texts, blocks.keys, video, length)
     with on_device(q.device):
-        hopper_fp8_kernel.attend[(total,)](
-            *tensors,
-            *sizes,
-            D=width,
-            ST=_STAGES,
-            CONSUMER_REGISTERS=_CONSUMER_REGISTERS,
-            PRODUCER_REGISTERS=_PRODUCER_REGISTERS,
-            num_warps=4,
-            maxnreg=_REGISTERS,
-            enable_fp_fusion=True,
-        )
+        hopper_fp8_kernel.attend[(total,)](*tensors, *sizes, D=width, ST=_STAGES, **hopper.ROLES)
     return out
 
 

@@ -31,14 +31,12 @@ from jenga_compile.kernels.block_sparse_attention import portable_kernel
 from jenga_compile.kernels.block_sparse_attention.problem import attention_problem
 from jenga_compile.kernels.block_sparse_attention.special import special_blocks
 from jenga_compile.kernels.blocks import BlockLayout
-from jenga_compile.kernels.launch import on_device
+from jenga_compile.kernels.launch import LOG2E, on_device
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 MAX_DIM = 256
 """Largest head dim, of keys and of values."""
-
-_LOG2E = 1.4426950408889634
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +120,14 @@ def block_sparse_attention(
             portable_kernel.attend_plain,
             tiles,
             config,
-            (*tensors, special.first, special.counts, scale * _LOG2E, *strides, *sizes),
+            (*tensors, special.first, special.counts, scale * LOG2E, *strides, *sizes),
             {**constants, "DESCRIPTORS": config.descriptors, "SPECIALIZE": config.specialize},
         )
         _launch(
             portable_kernel.attend_special,
             tiles,
             _SPECIAL if small else _SAFE,
-            (*tensors, special.caps, special.first, special.counts, knobs, scale * _LOG2E, *strides, *sizes),
+            (*tensors, special.caps, special.first, special.counts, knobs, scale * LOG2E, *strides, *sizes),
             constants,
         )
     return out

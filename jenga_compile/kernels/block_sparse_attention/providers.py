@@ -28,7 +28,6 @@ from jenga_compile.kernels.block_sparse_attention import gathered
 
 _log = logging.getLogger(__name__)
 
-
 KERNELS: tuple[str, ...] = get_args(Kernel)
 
 Attention = Callable[..., torch.Tensor]
@@ -44,10 +43,9 @@ def provider(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float, masked
     if kernel not in KERNELS:
         raise OptionOutOfRange(name="kernel", value=kernel, expected=str(KERNELS), way_out='Use "auto".')
     if kernel == "auto":
-        able = [name for name in ("hopper", "portable") if _why_not(name, q, v, scale, masked) is None]
-        kernel = able[0] if able else "gathered"
-    why = _why_not(kernel, q, v, scale, masked)
-    if why is not None:
+        able = (name for name in ("hopper", "portable") if _why_not(name, q, v, scale, masked) is None)
+        kernel = next(able, "gathered")
+    elif (why := _why_not(kernel, q, v, scale, masked)) is not None:
         raise KernelUnavailable(kernel=kernel, why=why)
     if kernel == "gathered":
         return gathered.block_sparse_attention

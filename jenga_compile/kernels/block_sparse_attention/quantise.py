@@ -18,12 +18,10 @@ import triton.language as tl
 
 from jenga_compile.grid import BLOCK
 from jenga_compile.kernels.blocks import BlockLayout
-from jenga_compile.kernels.launch import on_device
+from jenga_compile.kernels.launch import LOG2E, on_device
 
 _TILE, _TILES, _EVERY = 64, 32, 8
 """Keys of a tile; tiles that one program reads; of how many tiles one counts for the mean of k."""
-
-_LOG2E = 1.4426950408889634
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +84,7 @@ def quantise(
         _conclude[(batch * heads,)](sums, numbers, tops, out.k_mean, out.v_scale, chunks, D=width, CHUNKS=16)
         _quantise[(blocks.keys, batch * heads)](
             q, k, v, key_mask, out.k_mean, out.v_scale, out.q, out.k, out.v, out.q_scale, out.k_scale,
-            scale * 8 * _LOG2E, heads, *sizes, *mask_strides, *q.stride(), *kv_strides, dim,
+            scale * 8 * LOG2E, heads, *sizes, *mask_strides, *q.stride(), *kv_strides, dim,
             D=width, BLOCK=BLOCK, num_warps=8,
         )  # fmt: skip
     return out
