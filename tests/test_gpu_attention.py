@@ -93,6 +93,21 @@ def test_every_dtype_and_head_dim(kernel: str, dtype: torch.dtype, dim: int) -> 
     assert_attends(kernel, q, k, v, lists(700, 129, 0.5), 700, bias=0.3)
 
 
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("number", range(3))
+def test_what_triton_gives_warps_of_its_own_is_right(monkeypatch: pytest.MonkeyPatch, number: int, dim: int) -> None:
+    """The tuner leaves out what is wrong, so that only a slow kernel would tell."""
+    from jenga_compile.kernels.block_sparse_attention import portable
+
+    config = (portable._SPECIALIZED, *portable._DESCRIPTORS)[number]
+    if config.specialize and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("for Hopper")
+    monkeypatch.setattr(portable, "_tuned", lambda *_: config)
+    for video, text in ((1000, 129), (128, 0), (5, 300)):
+        q, k, v = qkv(video + text, dim, torch.bfloat16)
+        assert_attends("portable", q, k, v, lists(video, text, 0.5), video, bias=0.3)
+
+
 @pytest.mark.parametrize("kernel", EXACT)
 @pytest.mark.parametrize("factor", [30.0, 1000.0])
 def test_logits_of_any_size(kernel: str, factor: float) -> None:

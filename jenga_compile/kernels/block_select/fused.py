@@ -48,10 +48,11 @@ def block_select(
     indices = q.new_empty((batch, heads, rows, keys), dtype=torch.int32)
     counts = q.new_empty((batch, heads, rows), dtype=torch.int32)
     with on_device(q.device):
-        means, valid = pool(q, k, key_mask, blocks)
+        q_means, k_means, valid = pool(q, k, key_mask, blocks)
         keys_tile, rows_tile, chunk, warps = _tiles(keys)
         _select[(triton.cdiv(rows, rows_tile), planes)](
-            means,
+            q_means,
+            k_means,
             valid,
             static_mask,
             allowed_mask,
@@ -61,7 +62,6 @@ def block_select(
             _mask_strides(static_mask),
             (0, 0, 0, 1) if allowed_mask is None else _mask_strides(allowed_mask),
             heads,
-            planes,
             rows,
             keys,
             dim**-0.5,
@@ -90,7 +90,8 @@ def _mask_strides(mask: torch.Tensor) -> tuple[int, int, int, int]:
 
 @triton.jit
 def _select(
-    means,
+    q_means,
+    k_means,
     valid,
     static_mask,
     allowed_mask,
@@ -100,7 +101,6 @@ def _select(
     static_strides,
     allowed_strides,
     heads,
-    planes,
     rows,
     keys,
     scale,
@@ -113,8 +113,8 @@ def _select(
     head = plane % heads
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     key = tl.arange(0, KEYS)
-    q_means = means + plane.to(tl.int64) * rows * DIM
-    k_means = means + (planes + plane).to(tl.int64) * rows * DIM
+    q_means += plane.to(tl.int64) * rows * DIM
+    k_means += plane.to(tl.int64) * rows * DIM
 
     # Tensor cores take 11 bits of an fp32 number, so each goes in two parts. What is lost, the product of the low parts
     # and their bits past the 22nd, is 2^-21 of a product at most: no more than the rounding of a sum of D in fp32.

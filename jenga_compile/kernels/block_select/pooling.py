@@ -12,21 +12,22 @@ from jenga_compile.kernels.blocks import BlockLayout
 
 def pool(
     q: torch.Tensor, k: torch.Tensor, key_mask: torch.Tensor | None, blocks: BlockLayout
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Pool q and k [B, H, L, D] of any strides; the device of q is the current one, or both are on the CPU.
 
     Returns:
-        The means over valid tokens, fp32 [2, B, H, R, D], q first, 0 for a block without any; and with a key_mask
-        [B, L] the number of valid tokens in each block, text too, int32 [B, N].
+        The means of q and of k over valid tokens, fp32 [B, H, R, D] each, 0 for a block without any; and with a
+        key_mask [B, L] the number of valid tokens in each block, text too, int32 [B, N].
     """
     batch, heads, _, dim = q.shape
-    means = q.new_empty((2, batch, heads, blocks.rows, dim), dtype=torch.float32)
+    q_means, k_means = (q.new_empty((batch, heads, blocks.rows, dim), dtype=torch.float32) for _ in range(2))
     valid = None if key_mask is None else q.new_empty((batch, blocks.keys), dtype=torch.int32)
     _pool[(heads * (blocks.rows if key_mask is None else blocks.keys), 2 * batch)](
         q,
         k,
         key_mask,
-        means,
+        q_means,
+        k_means,
         valid,
         q.stride(),
         k.stride(),
@@ -43,7 +44,7 @@ def pool(
         num_warps=4,
         enable_fp_fusion=False,
     )
-    return means, valid
+    return q_means, k_means, valid
 
 
 @triton.jit
@@ -51,7 +52,8 @@ def _pool(
     q,
     k,
     key_mask,
-    means,
+    q_means,
+    k_means,
     valid,
     q_strides,
     k_strides,
@@ -92,8 +94,8 @@ def _pool(
             total = _sum(k, k_strides, batch, head, start, counted, DIM, DIM_TILE, BLOCK)
         mean = tl.div_rn(total, tl.maximum(tokens, 1).to(tl.float32))
         d = tl.arange(0, DIM_TILE)
-        plane = (side * (tl.num_programs(1) // 2) + batch) * heads + head
-        tl.store(means + (plane.to(tl.int64) * rows + block) * DIM + d, mean, mask=d < DIM)
+        means = tl.where(side == 0, q_means, k_means)
+        tl.store(means + ((batch * heads + head).to(tl.int64) * rows + block) * DIM + d, mean, mask=d < DIM)
 
 
 @triton.jit

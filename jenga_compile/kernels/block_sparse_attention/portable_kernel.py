@@ -37,11 +37,14 @@ def _rows(base, stride, start, left, D: tl.constexpr, WIDTH: tl.constexpr, ROWS:
 
 
 @triton.jit
-def _accumulate(s, scale, v, m, sums, acc, PRECISION: tl.constexpr):
+def _accumulate(s, scale, v, m, sums, acc, PRECISION: tl.constexpr, MASKED: tl.constexpr):
     """Online softmax: s [BM, BN], logits of base 2 once scaled, v [BN, WIDTH_V], m and sums [BM], acc [BM, WIDTH_V]."""
     top = tl.maximum(m, tl.max(s, 1) * scale)
-    # A row that has seen no valid key yet.
-    base = tl.where(top == float("-inf"), 0.0, top)
+    if MASKED:
+        # -inf for a row that has seen no valid key yet.
+        base = tl.where(top == float("-inf"), 0.0, top)
+    else:
+        base = top
     p = tl.exp2(s * scale - base[:, None])
     factor = tl.exp2(m - base)
     sums = sums * factor + tl.sum(p, 1)
@@ -80,10 +83,13 @@ def _write(
     query = tl.arange(0, BM)
     column = tl.arange(0, WIDTH_V)
     o = acc * tl.where(sums > 0, 1.0 / sums, 0.0)[:, None]
-    pointers = out + (start + query).to(tl.int64)[:, None] * stride + column[None, :]
-    tl.store(pointers, o.to(out.dtype.element_ty), mask=(query < left)[:, None] & (column < DV)[None, :])
+    # The first row's address is a scalar: Triton 3.6, which gives each half of the queries a warpgroup, would add the
+    # half's offset twice to a tensor made of `start`, from where q was copied.
+    pointers = out + start.to(tl.int64) * stride + query.to(tl.int64)[:, None] * stride + column[None, :]
     if lse is not None:
+        # Here: after the output, ptxas 12.8 orders the loop so that it takes 3 % longer.
         tl.store(lse + start + query, m + tl.log2(sums), mask=query < left)
+    tl.store(pointers, o.to(out.dtype.element_ty), mask=(query < left)[:, None] & (column < DV)[None, :])
 
 
 @triton.jit(do_not_specialize=["heads", "H", "R", "T", "N", "video", "length"])
@@ -125,7 +131,7 @@ def attend_plain(
             b_k = _rows(k_head, k_l, start, BN, D, WIDTH, BN, True)
             b_v = _rows(v_head, v_l, start, BN, DV, WIDTH_V, BN, True)
         s = tl.dot(b_q, b_k.T, input_precision=PRECISION)
-        m, sums, acc = _accumulate(s, scale, b_v, m, sums, acc, PRECISION)
+        m, sums, acc = _accumulate(s, scale, b_v, m, sums, acc, PRECISION, False)
     o_head = out + item * o_b + (head % H) * o_h
     _write(o_head, lse + head.to(tl.int64) * length, m, sums, acc, q_start, q_left, o_l, DV, WIDTH_V, BM)
 
@@ -169,7 +175,7 @@ def attend_special(
         cap = tl.load(caps + block * 128 + i % STEPS * BN + tl.arange(0, BN))
         s = tl.dot(b_q, b_k.T, input_precision=PRECISION) * scale
         s = tl.minimum(s + tl.where(block >= R, bias, 0.0), cap[None, :])
-        m, sums, acc = _accumulate(s, 1.0, b_v, m, sums, acc, PRECISION)
+        m, sums, acc = _accumulate(s, 1.0, b_v, m, sums, acc, PRECISION, True)
     # The rest of the row counts as one key more, of logit lse and value out.
     rest = tl.load(lse + head.to(tl.int64) * length + q_start + query, mask=query < q_left, other=float("-inf"))
     top = tl.maximum(m, rest)
