@@ -199,6 +199,14 @@ def test_warps_of_its_own_are_for_hopper_and_what_fits_it(
     assert not any(config.descriptors for config in portable._candidates(torch.device("cuda"), dtype, *dims, False))
 
 
+@pytest.mark.parametrize(("dim", "most"), [(64, 3), (128, 3), (256, 1)])
+def test_fp32_is_offered_what_compiles_in_seconds(dim: int, most: int) -> None:
+    """Without tensor cores, two tiles of 128 x 64 at head dim 256 take three minutes."""
+    offered = portable._candidates(torch.device("cuda"), torch.float32, dim, dim, copied=True)
+    assert len(offered) == most
+    assert all(config.queries * config.keys <= 64 * 64 for config in offered)
+
+
 def test_descriptors_read_what_the_copy_engine_can() -> None:
     x = torch.zeros(2, 3, 40, 24, dtype=torch.float16)
     assert portable._copyable(x)

@@ -65,6 +65,9 @@ _POINTERS = tuple(
     for queries, keys, warps, stages in ((128, 64, 4, 2), (128, 64, 8, 3), (128, 32, 4, 3), (64, 64, 4, 2))
 )
 
+_IN_FP32 = (Config(queries=128, keys=32, warps=4, stages=3), Config(queries=64, keys=64, warps=4, stages=2))
+"""fp32 is multiplied without tensor cores, in code as long as a tile is large: others compile for minutes."""
+
 _DESCRIPTORS = (
     Config(queries=128, keys=64, warps=4, stages=2, descriptors=True),
     Config(queries=128, keys=128, warps=8, stages=2, descriptors=True),
@@ -173,9 +176,12 @@ def _copyable(x: torch.Tensor) -> bool:
 
 def _candidates(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int, copied: bool) -> tuple[Config, ...]:
     """What may be fastest; `copied` if descriptors can read the tensors."""
+    widths = _width(dim), _width(value_dim)
+    if dtype == torch.float32:
+        return (*_IN_FP32, _SAFE) if max(widths) <= 128 else (_SAFE,)
     if not copied:
         return (*_POINTERS, _SAFE)
-    fits = dtype.itemsize == 2 and all(_width(x) in _SPECIALIZED_WIDTHS for x in (dim, value_dim))
+    fits = all(width in _SPECIALIZED_WIDTHS for width in widths)
     hopper = torch.cuda.get_device_capability(device) == (9, 0)
     return (*((_SPECIALIZED,) if fits and hopper else ()), *_DESCRIPTORS, *_POINTERS, _SAFE)
 
