@@ -181,7 +181,7 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.GridNotSet: (lambda: carved(told=True), "over 300 tokens"),
     errors.OtherGridTold: (other_grid, "tells a token grid of 2x2x2"),
     errors.UnknownMask: (lambda: carved(blocks=99_999), "handle 99999"),
-    errors.KernelUnavailable: (lambda: sparse(kernel="hopper"), "kernel='hopper'"),
+    errors.KernelUnavailable: (lambda: sparse(provider="hopper"), "kernel='hopper'"),
     errors.NoKernelWorks: (no_kernel_works, "no kernel of that kind"),
     errors.UnknownKnobs: (lambda: carved(knobs=99_999), "handle 99999"),
     errors.UnknownKnob: (

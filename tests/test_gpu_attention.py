@@ -42,6 +42,12 @@ def qkv(length: int, dim: int, dtype: torch.dtype, batch: int = 2, heads: int = 
     ]
 
 
+def one_further(x: torch.Tensor) -> torch.Tensor:
+    """x [B, H, L, D] again, dense, from the second element of its memory on."""
+    dense = x.transpose(1, 2)
+    return torch.cat((x.new_empty(1), dense.flatten()))[1:].view(dense.shape).transpose(1, 2)
+
+
 def lists(video: int, text: int, share: float, batch: int = 2, heads: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     indices, counts = random_lists(video, text, batch, heads, share)
     return indices.cuda(), counts.cuda()
@@ -50,7 +56,7 @@ def lists(video: int, text: int, share: float, batch: int = 2, heads: int = 3) -
 def run(kernel: str, *arguments: object) -> torch.Tensor:
     try:
         with uninitialised_memory_is_nan():
-            return attend(*arguments, kernel=kernel)
+            return attend(*arguments, provider=kernel)
     except KernelUnavailable as error:
         pytest.skip(str(error))
 
@@ -120,6 +126,19 @@ def test_logits_of_any_size(kernel: str, factor: float) -> None:
 
 
 @pytest.mark.parametrize("kernel", EXACT)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("nats", [0.0, -20.0, -120.0])
+def test_a_first_block_of_padding_and_small_logits(kernel: str, dtype: torch.dtype, nats: float) -> None:
+    """Kernels that walk a list from its end meet a block without keys first: no maximum to go by."""
+    video, text = 700, 256
+    q, k, v = qkv(video + text, 64, dtype)
+    mask = torch.ones(2, video + text, dtype=torch.bool, device="cuda")
+    mask[:, -128:] = False
+    q[..., 0], k[..., 0] = 8.0, nats
+    assert_attends(kernel, q, k, v, lists(video, text, 0.5), video, mask)
+
+
+@pytest.mark.parametrize("kernel", EXACT)
 def test_any_storage(kernel: str) -> None:
     video, length, dim = 700, 829, 128
     bshd = qkv(length, dim, torch.bfloat16)
@@ -130,6 +149,7 @@ def test_any_storage(kernel: str) -> None:
         "BHSD": [x.contiguous() for x in bshd],
         "one tensor of q, k and v": [fused[:, :, i].transpose(1, 2) for i in range(3)],
         "head dim not last": [x.mT.contiguous().mT for x in bshd],
+        "not aligned": [one_further(x) for x in bshd],
         "rows of odd size": [torch.nn.functional.pad(x, (0, 1))[..., :dim] for x in bshd],
     }
     for storage in layouts.values():

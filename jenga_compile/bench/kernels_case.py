@@ -15,7 +15,7 @@ from jenga_compile.bench.kernels_ours import AUTO, SELECT, SITE
 from jenga_compile.bench.kernels_rivals import CEILING
 from jenga_compile.bench.kernels_shapes import Shape
 from jenga_compile.bench.kernels_timing import Protocol, Timing, take
-from jenga_compile.errors import JengaError
+from jenga_compile.errors import JengaError, NoKernelWorks
 
 Status = Literal["timed", "left out", "failed", "wrong"]
 
@@ -152,8 +152,10 @@ def _timed(row: Row, timing: Timing | Exception, shape: Shape) -> Row:
 
 
 def _without_time(group: Group, error: Exception) -> Row:
-    """Our own refusals say what the machine lacks; anything else is a failure."""
-    status: Status = "left out" if isinstance(error, JengaError) else "failed"
+    """Our own refusals say what the machine lacks, or that a kernel proved wrong; anything else is a failure."""
+    status: Status = "failed"
+    if isinstance(error, JengaError):
+        status = "wrong" if isinstance(error, NoKernelWorks) else "left out"
     first, *_ = str(error).splitlines() or [""]
     why = first if isinstance(error, JengaError) else f"{type(error).__name__}: {first}"
     return Row(group=group, status=status, why=why)

@@ -149,7 +149,7 @@ def rows_misplaced(work: Work, indices: torch.Tensor, counts: torch.Tensor) -> f
     for head, row in places:
         q, k = (_pooled(x[0, head, : blocks.video]) for x in (work.inputs.q, work.inputs.k))
         scores = k @ q[row]
-        last = scores.sort(descending=True).values[math.ceil(work.wanted * blocks.rows - 1e-3) - 1]
+        last = scores.sort(descending=True).values[max(1, math.ceil(work.wanted * blocks.rows - 1e-3)) - 1]
         slack = 1e-5 * scores.abs().max()
         listed = indices[0, head, row, : int(counts[0, head, row])].long()
         seen = torch.zeros(blocks.keys, dtype=torch.bool, device=scores.device)

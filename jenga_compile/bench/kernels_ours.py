@@ -19,7 +19,7 @@ ops = torch.ops.jenga
 SELECT, SITE, AUTO = "jenga select", "jenga site", "jenga auto"
 
 KERNELS = ("hopper", "fp8", "flash4", "portable", "gathered")
-"""Names for `kernel=` beside `auto`."""
+"""What computes it beside `auto`."""
 
 
 def _select(work: Work) -> Call:
@@ -45,7 +45,7 @@ def _site(work: Work) -> Call:
 
 
 def _attention(kernel: str | None) -> Callable[[Work], Call]:
-    chosen = {} if kernel is None else {"kernel": kernel}
+    chosen = {} if kernel is None else {"provider": kernel}
 
     def prepare(work: Work) -> Call:
         q, k, v, video = work.inputs.q, work.inputs.k, work.inputs.v, work.inputs.shape.grid.tokens
@@ -60,19 +60,13 @@ def _attention(kernel: str | None) -> Callable[[Work], Call]:
     return prepare
 
 
-def _needs_choice(device: torch.device) -> str | None:
-    """Whether `block_sparse_attention` can be told which kernel to use."""
-    arguments = {argument.name for argument in ops.block_sparse_attention.default._schema.arguments}
-    return None if "kernel" in arguments else "block_sparse_attention has no argument `kernel`"
-
-
 def _named(kernel: str) -> Kernel:
     return Kernel(
         name=f"jenga {kernel}",
         group="ours",
         sees="ours",
         prepare=_attention(kernel),
-        missing=_needs_choice,
+        missing=never_missing,
         precision="fp8" if kernel == "fp8" else "same",
     )
 

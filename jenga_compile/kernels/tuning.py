@@ -36,6 +36,13 @@ def forbidden(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def remembered(what: str, *, source: Path, candidates: Sequence[C], device: torch.device) -> C | None:
+    """What `fastest` has on disk, with nothing measured; None if it has nothing."""
+    names = [repr(candidate) for candidate in candidates]
+    known = _read(_file(what, source, names, device))
+    return candidates[names.index(known)] if known in names else None
+
+
 def fastest(
     what: str,
     *,
@@ -56,12 +63,12 @@ def fastest(
 
     Raises:
         NoKernelWorks: no candidate runs and is right.
+        OutOfMemoryError: there is no memory to try them.
     """
+    known = remembered(what, source=source, candidates=candidates, device=device)
+    if known is not None:
+        return known
     names = [repr(candidate) for candidate in candidates]
-    file = _file(what, source, names, device)
-    known = _read(file)
-    if known in names:
-        return candidates[names.index(known)]
     times: dict[str, float] = {}
     why: dict[str, str] = {}
     with on_device(device):
@@ -73,6 +80,8 @@ def fastest(
                     times[name] = _time(call)
                 else:
                     why[name] = f"relative error {error:.2g}"
+            except torch.OutOfMemoryError:
+                raise  # says nothing about the candidate
             except Exception as failure:  # a compiler's or driver's, of any class
                 why[name] = (str(failure).splitlines() or [type(failure).__name__])[0]
     for name, reason in why.items():
@@ -82,7 +91,7 @@ def fastest(
     best = min(times, key=lambda name: times[name])
     for name, milliseconds in sorted(times.items(), key=lambda item: item[1]):
         _log.info("%s: %s takes %.3f ms", what, name, milliseconds)
-    _write(file, best)
+    _write(_file(what, source, names, device), best)
     return candidates[names.index(best)]
 
 
@@ -113,7 +122,7 @@ def _time(call: Callable[[], object]) -> float:
 
 
 def _file(what: str, source: Path, names: Sequence[str], device: torch.device) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jenga_compile"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "jenga_compile"
     chip = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     code = (file.read_text() for file in sorted(source.parent.glob("*.py")))
     about = (what, *code, *names, chip, triton.__version__)

@@ -99,7 +99,7 @@ def portable_attention(
     kernel = getattr(portable_kernel, name)
     constants = {
         **{"D": dim, "DV": value_dim, "WIDTH": portable._width(dim), "WIDTH_V": portable._width(value_dim)},
-        **{"BM": config.queries, "BN": config.keys, "PRECISION": "ieee" if dtype == "fp32" else "tf32"},
+        **{"BM": config.queries, "BN": config.keys},
         **{"DESCRIPTORS": config.descriptors, "SPECIALIZE": config.specialize},
     }
     names = kernel.arg_names

@@ -295,3 +295,15 @@ INDICES, COUNTS = all_blocks(300, 0)
 def test_misuse_is_named(misuse: Callable[[], object], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         misuse()
+
+
+def test_inductor_takes_a_call_that_leaves_arguments_to_their_defaults() -> None:
+    q, k, v = (torch.randn(1, 2, 320, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    knobs = make_knobs(0.3, 0.3)
+    lists = torch.ops.jenga.block_select(q, k, torch.eye(3, dtype=torch.bool), knobs, 300)
+
+    def attended(q: torch.Tensor) -> torch.Tensor:
+        return torch.ops.jenga.block_sparse_attention(q, k, v, *lists, knobs, 300)
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(attended, fullgraph=True)(q), attended(q))

@@ -19,7 +19,7 @@ from jenga_compile.kernels.block_sparse_attention import providers
 pytest.importorskip("triton", reason="needs Triton, which has wheels for Linux only", exc_type=ImportError)
 
 from jenga_compile.kernels import tuning
-from jenga_compile.kernels.block_sparse_attention import problem
+from jenga_compile.kernels.block_sparse_attention import portable, problem
 
 HALF = torch.bfloat16
 version_of = providers._version
@@ -29,7 +29,7 @@ attention_problem = problem.attention_problem
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A GPU that is not there, Hopper unless told otherwise, on which the Hopper kernel proves itself."""
-    chip = SimpleNamespace(capability=(9, 0), proves=lambda: "hopper", proven=[], allowed=[])
+    chip = SimpleNamespace(capability=(9, 0), proves=lambda: "hopper", portable=lambda: True, proven=[], allowed=[])
 
     def fastest(what: str, *, source: Path, **rest: object) -> str:
         chip.proven.append(what)
@@ -42,7 +42,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(problem, "attention_problem", lambda *_: SimpleNamespace(solved_by=None, truth=None))
     monkeypatch.setattr(tuning, "fastest", fastest)
-    monkeypatch.setattr(providers, "_failures", {})
+    monkeypatch.setattr(tuning, "remembered", lambda *_, **__: None)
+    monkeypatch.setattr(portable, "proven", lambda q, v: chip.portable())
+    monkeypatch.setattr(providers, "_proofs", {})
+    monkeypatch.setattr(providers, "_warned", set())
     monkeypatch.setattr(providers, "_version", lambda package: "4.1")
     providers._gluon_missing.cache_clear()
     return chip
@@ -58,7 +61,7 @@ def chosen(
     x: torch.Tensor, v: torch.Tensor | None = None, scale: float = 0.1, kernel: str = "auto", masked: bool = False
 ) -> str:
     """Last part of the name of the module that computes it."""
-    return providers.provider(kernel, x, x if v is None else v, scale, masked).__module__.rpartition(".")[2]
+    return providers.find(kernel, x, x if v is None else v, scale, masked).__module__.rpartition(".")[2]
 
 
 def refused(
@@ -173,7 +176,8 @@ def test_fp8_is_for_who_asks_and_proves_itself_within_what_eight_bits_cost(gpu: 
         raise NoKernelWorks(what="fp8", device="cuda", why="relative error 0.3")
 
     gpu.proves = fails
-    assert "relative error 0.3" in refused("fp8", tensor(dim=64))
+    with pytest.raises(NoKernelWorks, match="relative error"):
+        chosen(tensor(dim=64), kernel="fp8")
     assert "it needs a positive scale" in refused("fp8", tensor(), scale=-1.0)
 
 
@@ -226,14 +230,43 @@ def test_a_kernel_that_fails_is_left_out_for_good(gpu: SimpleNamespace) -> None:
 
     gpu.proves = fails
     assert chosen(tensor()) == chosen(tensor()) == "portable"
-    assert "relative error inf" in refused("hopper", tensor())
+    with pytest.raises(NoKernelWorks, match="relative error inf"):
+        chosen(tensor(), kernel="hopper")
     assert len(gpu.proven) == 1
+    gpu.portable = fails
+    assert chosen(tensor()) == "gathered"
+    with pytest.raises(NoKernelWorks, match="relative error inf"):
+        chosen(tensor(), kernel="portable")
+
+
+def test_without_memory_for_a_proof_nothing_is_held_against_a_kernel(gpu: SimpleNamespace) -> None:
+    def full() -> str:
+        raise torch.OutOfMemoryError
+
+    gpu.proves = gpu.portable = full
+    assert chosen(tensor()) == "gathered"
+    assert "no memory left" in refused("hopper", tensor())
+    assert "no memory left" in refused("portable", tensor())
+    gpu.proves = lambda: "hopper"
+    assert chosen(tensor()) == "hopper"
+
+
+def test_portable_is_for_what_has_tensor_cores_of_two_byte_numbers(gpu: SimpleNamespace) -> None:
+    gpu.capability = (7, 5)
+    assert chosen(tensor()) == "gathered"
+    assert "compute capability 8.0" in refused("portable", tensor())
 
 
 def test_nothing_is_proven_while_a_graph_is_captured(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert "it has not proven itself yet" in refused("hopper", tensor())
     assert chosen(tensor()) == "portable"
+    gpu.portable = lambda: False
+    assert chosen(tensor()) == "gathered"
+    assert "it has not proven itself yet" in refused("portable", tensor())
     assert gpu.proven == []
+    monkeypatch.setattr(tuning, "remembered", lambda *_, **__: "hopper")
+    assert chosen(tensor()) == "hopper"
+    monkeypatch.setattr(tuning, "remembered", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert chosen(tensor()) == "hopper"

@@ -75,7 +75,7 @@ def block_select(
     blocks = check_sequence(_NAME, q, video, key_mask)
     for name, mask in (("static_mask", static_mask), ("allowed_mask", allowed_mask)):
         if mask is not None:
-            heads = mask.shape[:1] if mask.dim() == 3 else ()
+            heads = (max(1, mask.shape[0]),) if mask.dim() == 3 else ()
             check_tensor(_NAME, name, mask, (*heads, blocks.rows, blocks.rows), torch.bool, q.device)
     check_knobs(_NAME, knobs, q.device)
     with without_autocast(q):

@@ -83,7 +83,7 @@ def _copyable(x: torch.Tensor) -> torch.Tensor:
     step = 16 // x.element_size()
     fits = x.data_ptr() % 16 == 0 and x.stride(3) == 1
     fits &= all(stride % step == 0 and (stride or size == 1) for stride, size in _outer(x) if size > 1)
-    return x if fits else x.transpose(1, 2).contiguous().transpose(1, 2)
+    return x if fits else x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _outer(x: torch.Tensor) -> list[tuple[int, int]]:

@@ -150,7 +150,11 @@ def _consume(
         mbarrier.arrive(k_empty.index(stage), count=1)
         s = parts.capped(s * scale, block, caps, row, bias, R, COLUMNS)
         m = gl.max(s, 1)
-        m = gl.where(m == float("-inf"), 0.0, m)
+        # Nothing seen so far. Every later maximum is larger than -1e30; without a running one, 0 is in range of most.
+        if LAZY:
+            m = gl.where(m == float("-inf"), -1e30, m)
+        else:
+            m = gl.where(m == float("-inf"), 0.0, m)
         e = gl.exp2(s - m[:, None])
         sums = gl.sum(e, 1)
         p = gl.convert_layout(e.to(v_s.dtype), OPERAND)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import triton
 
+from jenga_compile.errors import NoKernelWorks
 from jenga_compile.grid import BLOCK
 from jenga_compile.kernels import tuning
 from jenga_compile.kernels.block_sparse_attention import portable_kernel
@@ -58,7 +59,10 @@ class Config:
 
 
 _SAFE = Config(queries=64, keys=32, warps=4, stages=1)
-"""Fits every GPU and dtype; what runs where nothing may be measured."""
+"""Fits every GPU and dtype up to head dim 128."""
+
+_SMALLEST = Config(queries=32, keys=16, warps=4, stages=1)
+"""For fp32 beyond it: 64 KB, where consumer GPUs have 99."""
 
 _POINTERS = tuple(
     Config(queries=queries, keys=keys, warps=warps, stages=stages)
@@ -98,7 +102,7 @@ def block_sparse_attention(
     """The operator; `config` is chosen by measurement if None."""
     q, k, v = (x if x.stride(3) == 1 else x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     if config is None:
-        config = _tuned(q, k, v)
+        config = _tuned(q, k, v) or _safe(q, v)
     indices, counts = indices.contiguous(), counts.contiguous()
     batch, heads, length, dim = q.shape
     blocks = BlockLayout(length, video)
@@ -114,7 +118,6 @@ def block_sparse_attention(
         DV=v.shape[-1],
         WIDTH=widths[0],
         WIDTH_V=widths[1],
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
     )
     small = q.element_size() == 2 and max(widths) <= 128
     tiles = batch * heads * blocks.keys
@@ -129,7 +132,7 @@ def block_sparse_attention(
         _launch(
             portable_kernel.attend_special,
             tiles,
-            _SPECIAL if small else _SAFE,
+            _SPECIAL if small else _safe(q, v),
             (*tensors, special.caps, special.first, special.counts, knobs, scale * LOG2E, *strides, *sizes),
             constants,
         )
@@ -159,26 +162,40 @@ def _launch_with_memory(launch: Any, arguments: tuple[object, ...], constants: d
     launch(*arguments, **constants)
 
 
-def _tuned(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Config:
-    """The fastest right configuration for tensors like these."""
+def _safe(q: torch.Tensor, v: torch.Tensor) -> Config:
+    return _SMALLEST if q.dtype == torch.float32 and max(q.shape[-1], v.shape[-1]) > 128 else _SAFE
+
+
+def proven(q: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether the kernel was found right for such tensors; False where that was not and cannot be measured now.
+
+    Raises:
+        NoKernelWorks: it is not right here.
+    """
+    return _tuned(q, q, v) is not None
+
+
+def _tuned(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Config | None:
+    """The fastest right configuration for tensors like these, None where nothing may be measured now."""
     if q.device.type != "cuda":
-        return _SAFE
+        return None
     copied = torch.version.hip is None and torch.cuda.get_device_capability(q.device) >= (9, 0)
     copied = copied and all(_copyable(x) for x in (q, k, v))
-    return _measured(q.device, q.dtype, q.shape[-1], v.shape[-1], copied) or _SAFE
+    return _measured(q.device, q.dtype, q.shape[-1], v.shape[-1], copied)
 
 
 def _copyable(x: torch.Tensor) -> bool:
     """Whether descriptors can read x [B, H, L, D]."""
     step = 16 // x.element_size()
-    return x.data_ptr() % 16 == 0 and all(stride % step == 0 for stride in x.stride()[:3])
+    fits = x.data_ptr() % 16 == 0 and x.stride(2) > 0 and x.stride(2) % step == 0
+    return fits and all(x.stride(dim) % step == 0 for dim in (0, 1) if x.shape[dim] > 1)
 
 
 def _candidates(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int, copied: bool) -> tuple[Config, ...]:
     """What may be fastest; `copied` if descriptors can read the tensors."""
     widths = _width(dim), _width(value_dim)
     if dtype == torch.float32:
-        return (*_IN_FP32, _SAFE) if max(widths) <= 128 else (_SAFE,)
+        return (*_IN_FP32, _SAFE) if max(widths) <= 128 else (_SMALLEST,)
     if not copied:
         return (*_POINTERS, _SAFE)
     fits = all(width in _SPECIALIZED_WIDTHS for width in widths)
@@ -186,22 +203,43 @@ def _candidates(device: torch.device, dtype: torch.dtype, dim: int, value_dim: i
     return (*((_SPECIALIZED,) if fits and hopper else ()), *_DESCRIPTORS, *_POINTERS, _SAFE)
 
 
-_chosen: dict[tuple[object, ...], Config] = {}
+_chosen: dict[tuple[object, ...], Config | NoKernelWorks] = {}
 
 
 def _measured(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int, copied: bool) -> Config | None:
-    """The winner, None where nothing may be measured now."""
+    """The winner, measured once; None where nothing may be measured now."""
     key = (device, dtype, dim, value_dim, copied)
     if key not in _chosen:
-        if tuning.forbidden(device):
+        what, source = f"{dtype} {dim} {value_dim} {copied}", Path(portable_kernel.__file__)
+        candidates = _candidates(device, dtype, dim, value_dim, copied)
+        known = tuning.remembered(what, source=source, candidates=candidates, device=device)
+        if known is None and tuning.forbidden(device):
             return None
-        problem = attention_problem(device, dtype, dim, value_dim)
-        _chosen[key] = tuning.fastest(
-            f"{dtype} {dim} {value_dim} {copied}",
-            source=Path(portable_kernel.__file__),
-            candidates=_candidates(device, dtype, dim, value_dim, copied),
-            run=lambda config: functools.partial(problem.solved_by, block_sparse_attention, config=config),
-            truth=problem.truth,
-            device=device,
-        )
-    return _chosen[key]
+        try:
+            _chosen[key] = known or _fastest(what, source, candidates, device, dtype, dim, value_dim)
+        except NoKernelWorks as error:
+            _chosen[key] = error
+    found = _chosen[key]
+    if isinstance(found, NoKernelWorks):
+        raise found
+    return found
+
+
+def _fastest(
+    what: str,
+    source: Path,
+    candidates: tuple[Config, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    dim: int,
+    value_dim: int,
+) -> Config:
+    problem = attention_problem(device, dtype, dim, value_dim)
+    return tuning.fastest(
+        what,
+        source=source,
+        candidates=candidates,
+        run=lambda config: functools.partial(problem.solved_by, block_sparse_attention, config=config),
+        truth=problem.truth,
+        device=device,
+    )

@@ -37,7 +37,7 @@ def _rows(base, stride, start, left, D: tl.constexpr, WIDTH: tl.constexpr, ROWS:
 
 
 @triton.jit
-def _accumulate(s, scale, v, m, sums, acc, PRECISION: tl.constexpr, MASKED: tl.constexpr):
+def _accumulate(s, scale, v, m, sums, acc, MASKED: tl.constexpr):
     """Online softmax: s [BM, BN], logits of base 2 once scaled, v [BN, WIDTH_V], m and sums [BM], acc [BM, WIDTH_V]."""
     top = tl.maximum(m, tl.max(s, 1) * scale)
     if MASKED:
@@ -48,7 +48,7 @@ def _accumulate(s, scale, v, m, sums, acc, PRECISION: tl.constexpr, MASKED: tl.c
     p = tl.exp2(s * scale - base[:, None])
     factor = tl.exp2(m - base)
     sums = sums * factor + tl.sum(p, 1)
-    acc = tl.dot(p.to(v.dtype), v, acc * factor[:, None], input_precision=PRECISION)
+    acc = tl.dot(p.to(v.dtype), v, acc * factor[:, None], input_precision="ieee")
     return top, sums, acc
 
 
@@ -98,7 +98,7 @@ def attend_plain(
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l,
     heads, H, R, T, N, video, length,
     D: tl.constexpr, DV: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, SPECIALIZE: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """out and lse [B, H, L] of what is not special: zeros and -inf where there is nothing."""
     STEPS: tl.constexpr = 128 // BN
@@ -107,9 +107,9 @@ def attend_plain(
     q_start, q_left = _span(row, R, video, length)
     q_start += part * BM
     q_left -= part * BM
-    q_head = q + item * q_b + (head % H) * q_h
-    k_head = k + item * k_b + (head % H) * k_h
-    v_head = v + item * v_b + (head % H) * v_h
+    q_head = q + item * q_b + (head % H).to(tl.int64) * q_h
+    k_head = k + item * k_b + (head % H).to(tl.int64) * k_h
+    v_head = v + item * v_b + (head % H).to(tl.int64) * v_h
     row_list, n, special = _lists(indices, counts, first_special, specials, head, row, item, R, N)
     if DESCRIPTORS:
         k_desc = tl.make_tensor_descriptor(k_head, [length, D], [k_l, 1], [BN, WIDTH])
@@ -130,9 +130,9 @@ def attend_plain(
         else:
             b_k = _rows(k_head, k_l, start, BN, D, WIDTH, BN, True)
             b_v = _rows(v_head, v_l, start, BN, DV, WIDTH_V, BN, True)
-        s = tl.dot(b_q, b_k.T, input_precision=PRECISION)
-        m, sums, acc = _accumulate(s, scale, b_v, m, sums, acc, PRECISION, False)
-    o_head = out + item * o_b + (head % H) * o_h
+        s = tl.dot(b_q, b_k.T, input_precision="ieee")
+        m, sums, acc = _accumulate(s, scale, b_v, m, sums, acc, False)
+    o_head = out + item * o_b + (head % H).to(tl.int64) * o_h
     _write(o_head, lse + head.to(tl.int64) * length, m, sums, acc, q_start, q_left, o_l, DV, WIDTH_V, BM)
 
 
@@ -142,7 +142,6 @@ def attend_special(
     q_b, q_h, q_l, k_b, k_h, k_l, v_b, v_h, v_l, o_b, o_h, o_l,
     heads, H, R, T, N, video, length,
     D: tl.constexpr, DV: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The special blocks of a row, merged into out as `attend_plain` left it."""
     STEPS: tl.constexpr = 128 // BN
@@ -154,14 +153,14 @@ def attend_special(
     row_list, n, special = _lists(indices, counts, first_special, specials, head, row, item, R, N)
     if (special == 0) | (q_left <= 0):
         return
-    k_head = k + item * k_b + (head % H) * k_h
-    v_head = v + item * v_b + (head % H) * v_h
-    o_head = out + item * o_b + (head % H) * o_h
+    k_head = k + item * k_b + (head % H).to(tl.int64) * k_h
+    v_head = v + item * v_b + (head % H).to(tl.int64) * v_h
+    o_head = out + item * o_b + (head % H).to(tl.int64) * o_h
     caps = key_caps + item * (N + 1) * 128
     # The amplifier is in natural units, exponentials here are of base 2.
     bias = tl.where(row < R, tl.load(knobs + 2) * 1.4426950408889634, 0.0)
     query = tl.arange(0, BM)
-    b_q = _rows(q + item * q_b + (head % H) * q_h, q_l, q_start, q_left, D, WIDTH, BM, False)
+    b_q = _rows(q + item * q_b + (head % H).to(tl.int64) * q_h, q_l, q_start, q_left, D, WIDTH, BM, False)
     m = tl.full([BM], float("-inf"), tl.float32)
     sums = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, WIDTH_V], tl.float32)
@@ -173,9 +172,9 @@ def attend_special(
         b_k = _rows(k_head, k_l, start, left, D, WIDTH, BN, False)
         b_v = _rows(v_head, v_l, start, left, DV, WIDTH_V, BN, False)
         cap = tl.load(caps + block * 128 + i % STEPS * BN + tl.arange(0, BN))
-        s = tl.dot(b_q, b_k.T, input_precision=PRECISION) * scale
+        s = tl.dot(b_q, b_k.T, input_precision="ieee") * scale
         s = tl.minimum(s + tl.where(block >= R, bias, 0.0), cap[None, :])
-        m, sums, acc = _accumulate(s, 1.0, b_v, m, sums, acc, PRECISION, True)
+        m, sums, acc = _accumulate(s, 1.0, b_v, m, sums, acc, True)
     # The rest of the row counts as one key more, of logit lse and value out.
     rest = tl.load(lse + head.to(tl.int64) * length + q_start + query, mask=query < q_left, other=float("-inf"))
     top = tl.maximum(m, rest)

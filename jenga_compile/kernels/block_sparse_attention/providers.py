@@ -33,17 +33,18 @@ KERNELS: tuple[str, ...] = get_args(Kernel)
 Attention = Callable[..., torch.Tensor]
 
 
-def provider(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float, masked: bool) -> Attention:
+def find(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float, masked: bool) -> Attention:
     """The function that computes the operator; `masked` if there is a key mask.
 
     Raises:
         OptionOutOfRange: there is no such kernel.
         KernelUnavailable: it cannot compute this, or not here.
+        NoKernelWorks: it is made for this, but gives wrong numbers here.
     """
     if kernel not in KERNELS:
         raise OptionOutOfRange(name="kernel", value=kernel, expected=str(KERNELS), way_out='Use "auto".')
     if kernel == "auto":
-        able = (name for name in ("hopper", "portable") if _why_not(name, q, v, scale, masked) is None)
+        able = (name for name in ("hopper", "portable") if _can(name, q, v, scale, masked))
         kernel = next(able, "gathered")
     elif (why := _why_not(kernel, q, v, scale, masked)) is not None:
         raise KernelUnavailable(kernel=kernel, why=why)
@@ -66,8 +67,19 @@ def provider(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float, masked
     return hopper.block_sparse_attention
 
 
+def _can(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float, masked: bool) -> bool:
+    try:
+        return _why_not(kernel, q, v, scale, masked) is None
+    except NoKernelWorks:
+        return False
+
+
 def _why_not(kernel: str, q: torch.Tensor, v: torch.Tensor, scale: float, masked: bool) -> str | None:
-    """Why a kernel cannot compute this; None if it can."""
+    """Why a kernel cannot compute this; None if it can.
+
+    Raises:
+        NoKernelWorks: it should, but gives wrong numbers.
+    """
     if kernel == "gathered":
         return None
     if q.device.type != "cuda":
@@ -88,7 +100,15 @@ def _why_not_portable(q: torch.Tensor, v: torch.Tensor) -> str | None:
         return f"it computes {_listing(portable.DTYPES)}, not {q.dtype}"
     if max(q.shape[-1], v.shape[-1]) > portable.MAX_DIM:
         return f"its largest head dim is {portable.MAX_DIM}, and this is {max(q.shape[-1], v.shape[-1])}"
-    return None
+    if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return f"it needs compute capability 8.0, and {torch.cuda.get_device_name(q.device)} has less"
+    try:
+        return None if portable.proven(q, v) else _UNPROVEN
+    except NoKernelWorks as error:
+        _warn("portable", error)
+        raise
+    except torch.OutOfMemoryError:
+        return _NO_MEMORY
 
 
 def _why_not_hopper(q: torch.Tensor, v: torch.Tensor) -> str | None:
@@ -98,7 +118,7 @@ def _why_not_hopper(q: torch.Tensor, v: torch.Tensor) -> str | None:
     from jenga_compile.kernels.block_sparse_attention import hopper
 
     unsuited = _unsuited(q, v, hopper.DTYPES, hopper.MAX_DIM)
-    return unsuited or _fails(
+    return unsuited or _unproven(
         "hopper", hopper.block_sparse_attention, Path(hopper.__file__).with_name("hopper_kernel.py"), q
     )
 
@@ -111,7 +131,7 @@ def _why_not_fp8(q: torch.Tensor, v: torch.Tensor) -> str | None:
 
     unsuited = _unsuited(q, v, hopper_fp8.DTYPES, hopper_fp8.MAX_DIM)
     source = Path(hopper_fp8.__file__).with_name("hopper_fp8_kernel.py")
-    return unsuited or _fails("fp8", hopper_fp8.block_sparse_attention, source, q, allowed=_FP8_ALLOWED)
+    return unsuited or _unproven("fp8", hopper_fp8.block_sparse_attention, source, q, allowed=_FP8_ALLOWED)
 
 
 def _why_not_flash4(q: torch.Tensor, v: torch.Tensor) -> str | None:
@@ -121,7 +141,7 @@ def _why_not_flash4(q: torch.Tensor, v: torch.Tensor) -> str | None:
     if found is None:
         return f"{flash4.PACKAGE} is not installed"
     unsuited = _no_hopper_gpu(q) or _unsuited(q, v, flash4.DTYPES, flash4.MAX_DIM)
-    return unsuited or _fails(f"{flash4.PACKAGE} {found}", flash4.block_sparse_attention, Path(flash4.__file__), q)
+    return unsuited or _unproven(f"{flash4.PACKAGE} {found}", flash4.block_sparse_attention, Path(flash4.__file__), q)
 
 
 @functools.cache
@@ -162,29 +182,41 @@ def _gluon_missing(module: str) -> str | None:
 _FP8_ALLOWED = 0.1
 """Largest relative error of the fp8 kernel on `attention_problem`, whose values are random with no mean, so that their
 average is small and rounding weighs most. Rounding q, k, v and P to e4m3 with a scale a head gives 0.053 there at head
-dim 64 to 128 and 0.073 at 8; the kernel's own arithmetic, emulated, 0.057 and 0.074. A fault gives more: one of the 16
-blocks left out, 0.25."""
+dim 64 to 128 and 0.073 at 8; the kernel's own arithmetic, emulated, 0.057 and 0.074. A fault gives more: one of the 48
+blocks left out, 0.14."""
 
-_failures: dict[tuple[str, torch.device, torch.dtype, int], str | None] = {}
+_UNPROVEN = "it has not proven itself yet, which cannot be done while a CUDA graph is captured: call it once before"
+_NO_MEMORY = "the GPU has no memory left to prove it on a small problem"
+
+_proofs: dict[tuple[str, torch.device, torch.dtype, int], NoKernelWorks | None] = {}
 
 
-def _fails(name: str, attention: Attention, source: Path, q: torch.Tensor, allowed: float | None = None) -> str | None:
-    """What is wrong with the compiled kernel, found by running it once on a small problem; None if it is right.
+def _unproven(
+    name: str, attention: Attention, source: Path, q: torch.Tensor, allowed: float | None = None
+) -> str | None:
+    """Run the compiled kernel once on a small problem and remember how that went; why that cannot be now, or None.
 
     Its relative error may be `allowed`; None: what the dtype of q costs.
+
+    Raises:
+        NoKernelWorks: its error is larger.
     """
     from jenga_compile.kernels import tuning
     from jenga_compile.kernels.block_sparse_attention.problem import attention_problem
 
     dim = q.shape[-1]
     key = (name, q.device, q.dtype, dim)
-    if key not in _failures:
+    if key not in _proofs:
+        what = f"{name} {q.dtype} {dim}"
+        if tuning.remembered(what, source=source, candidates=(name,), device=q.device) is not None:
+            _proofs[key] = None
+            return None
         if tuning.forbidden(q.device):
-            return "it has not proven itself yet, which cannot be done while a CUDA graph is captured"
-        problem = attention_problem(q.device, q.dtype, dim, dim)
+            return _UNPROVEN
         try:
+            problem = attention_problem(q.device, q.dtype, dim, dim)
             tuning.fastest(
-                f"{name} {q.dtype} {dim}",
+                what,
                 source=source,
                 candidates=(name,),
                 run=lambda _: functools.partial(problem.solved_by, attention),
@@ -192,11 +224,25 @@ def _fails(name: str, attention: Attention, source: Path, q: torch.Tensor, allow
                 device=q.device,
                 allowed=allowed,
             )
-            _failures[key] = None
+            _proofs[key] = None
         except NoKernelWorks as error:
-            _log.warning("jenga: the kernel %s is left out: %s", name, error)
-            _failures[key] = str(error)
-    return _failures[key]
+            _proofs[key] = error
+        except torch.OutOfMemoryError:
+            return _NO_MEMORY
+    failed = _proofs[key]
+    if failed is not None:
+        _warn(name, failed)
+        raise failed
+    return None
+
+
+_warned: set[str] = set()
+
+
+def _warn(name: str, error: NoKernelWorks) -> None:
+    if str(error) not in _warned:
+        _warned.add(str(error))
+        _log.warning("jenga: the kernel %s is left out: %s", name, error)
 
 
 def _listing(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -25,7 +25,7 @@ def carved_attention(
     knobs: torch.Tensor,
     scale: float | None,
     reordered: bool,
-    kernel: str,
+    provider: str,
 ) -> torch.Tensor:
     length, video = q.shape[2], grid.tokens
     order = None
@@ -35,7 +35,7 @@ def carved_attention(
         key_mask = None if key_mask is None else key_mask.index_select(1, order)
     always, allowed = cached_tensors(masks, grid, curve, q.device)
     indices, counts = block_select(q, k, always, knobs, video, key_mask, allowed_mask=allowed)
-    out = block_sparse_attention(q, k, v, indices, counts, knobs, video, key_mask, scale, kernel)
+    out = block_sparse_attention(q, k, v, indices, counts, knobs, video, key_mask, scale, provider)
     if order is None:
         carved: torch.Tensor = out
         return carved

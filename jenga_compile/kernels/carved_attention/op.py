@@ -2,7 +2,7 @@
 
     out [B, H, L, Dv] = carved_attention(
         q, k, v, key_mask, t, h, w, video_start, curve, cuts, blocks, knobs, scale, reordered,
-        told, kernel)
+        told, provider)
 
 Legend: B batch, H heads, L tokens, D head dim. Tokens come as
 [text before: video_start tokens] [video: t*h*w tokens] [text after]. Either text may be empty.
@@ -16,7 +16,7 @@ Legend: B batch, H heads, L tokens, D head dim. Tokens come as
     scale        factor on the logits, D**-0.5 if None
     told         the grid is not t, h, w but the one that the running call tells (`token_context.py`), and the video's
                  place with it; of tokens that come reordered, a grid of as many tokens in the same place
-    kernel       who computes the attention, as in `jenga::block_sparse_attention`
+    provider     who computes the attention, as in `jenga::block_sparse_attention`
     reordered    False: the video comes row-major, as the model has it. True: it comes on the curve already
     out          the order of the input; BSHD storage seen as BHSD, as `jenga::block_sparse_attention` returns
 
@@ -53,7 +53,7 @@ _NAME = "carved_attention"
     schema=(
         "(Tensor q, Tensor k, Tensor v, Tensor? key_mask, SymInt t, SymInt h, SymInt w, SymInt video_start, "
         "str curve, int[] cuts, int blocks, int knobs, float? scale=None, bool reordered=False, "
-        "bool told=False, str kernel='auto') -> Tensor"
+        "bool told=False, str provider='auto') -> Tensor"
     ),
 )
 def carved_attention(
@@ -72,7 +72,7 @@ def carved_attention(
     scale: float | None = None,
     reordered: bool = False,
     told: bool = False,
-    kernel: str = "auto",
+    provider: str = "auto",
 ) -> torch.Tensor:
     """Carve tokens in the model's order; the contract is the module's docstring."""
     check_qkv(_NAME, q, k, v)
@@ -94,7 +94,7 @@ def carved_attention(
             return gathered.attend_to_all(q, k, v, key_mask, scale)
         if reference_requested():
             return reference.carved_attention(q, k, v, key_mask, grid, video_start, *how)
-        return gathered.carved_attention(q, k, v, key_mask, grid, video_start, *how, kernel)
+        return gathered.carved_attention(q, k, v, key_mask, grid, video_start, *how, provider)
 
 
 def _told(length: int) -> tuple[TokenGrid, int]:
@@ -122,7 +122,7 @@ def _(
     scale: float | None = None,
     reordered: bool = False,
     told: bool = False,
-    kernel: str = "auto",
+    provider: str = "auto",
 ) -> torch.Tensor:
     batch, heads, length, _ = q.shape
     return q.new_empty((batch, length, heads, v.shape[-1])).transpose(1, 2)
