@@ -35,15 +35,21 @@ def numbers() -> str:
     return "\n".join(["| what | figure |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)]) + "\n"
 
 
+_SHOWN = (0.1, 0.2, 0.5)
+"""Of the densities that are measured, those in the README."""
+
+_QUIET = 0.05
+
+
 def kernels() -> str:
     """What `jenga bench kernels` wrote, in Markdown; that there is nothing yet, where there is no file."""
     if not _file("kernels").exists():
         return "Not measured yet.\n"
-    return kernels_table(_result("kernels"))
+    return kernels_table(_result("kernels"), _SHOWN)
 
 
-def kernels_table(result: Any) -> str:
-    """A row for each site and density, of lists that the selection made."""
+def kernels_table(result: Any, densities: tuple[float, ...] | None = None) -> str:
+    """A row for each site and density, of lists that the selection made; of `densities` alone, if there are any."""
     about, protocol = result["environment"], result["protocol"]
     machine = about.get("gpu", about["cpu"])
     head = (
@@ -54,14 +60,17 @@ def kernels_table(result: Any) -> str:
         "density",
         "attention",
         "in fp8",
+        "portable",
         "sparse rival",
         "dense rival",
         "whole site against it",
         "selection's share",
     )
-    rows = [_kernels_row(case) for case in result["cases"] if case["mask"] == "structured"]
-    lines = [columns, ("---",) * len(columns), *rows]
-    return f"{head} Milliseconds (TFLOP/s).\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    shown = [case for case in result["cases"] if case["mask"] == "structured"]
+    shown = [case for case in shown if densities is None or case["density_wanted"] in densities]
+    lines = [columns, ("---",) * len(columns), *map(_kernels_row, shown)]
+    what = f"Milliseconds (TFLOP/s); ± half the range of the rounds where that is over {_QUIET:.0%} of the time."
+    return f"{head} {what}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _kernels_row(case: Any) -> tuple[str, ...]:
@@ -74,6 +83,7 @@ def _kernels_row(case: Any) -> tuple[str, ...]:
         f"{case['density']:.3f}",
         _kernel_time(rows, "jenga auto"),
         _kernel_time(rows, "jenga fp8"),
+        _kernel_time(rows, "jenga portable"),
         "-" if sparse is None else f"{sparse} {_kernel_time(rows, sparse)}",
         "-" if dense is None else f"{dense} {_kernel_time(rows, dense)}",
         "-" if faster is None else f"{faster:.2f}x",
@@ -83,7 +93,11 @@ def _kernels_row(case: Any) -> tuple[str, ...]:
 
 def _kernel_time(rows: Any, name: str) -> str:
     row = rows.get(name)
-    return "-" if row is None or row["ms"] is None else f"{row['ms']:.2f} ({row['tflops']:,.0f})"
+    if row is None or row["ms"] is None:
+        return "-"
+    half = row["spread"] / 2
+    noise = f" ±{half:.0%}" if half > _QUIET else ""
+    return f"{row['ms']:.2f} ({row['tflops']:,.0f}){noise}"
 
 
 def _file(name: str) -> Path:

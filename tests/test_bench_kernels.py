@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -24,10 +24,11 @@ from jenga_compile.bench.kernels_gate import CAPS, Gate
 from jenga_compile.bench.kernels_inputs import Inputs, Work, make_inputs, make_work
 from jenga_compile.bench.kernels_ours import AUTO, KERNELS, OURS, SELECT, SITE
 from jenga_compile.bench.kernels_rivals import RIVALS, quantised
-from jenga_compile.bench.kernels_shapes import SHAPES, Shape
+from jenga_compile.bench.kernels_shapes import SHAPES
 from jenga_compile.bench.kernels_text import as_text
 from jenga_compile.bench.kernels_timing import Protocol, Timing, take
 from jenga_compile.cli import BAD_INPUT, INTERRUPTED
+from jenga_compile.config import Kernel as Provider
 from jenga_compile.errors import DeviceUnavailable
 from jenga_compile.forecast_text import WIDTH
 from jenga_compile.models.catalogue import find_model
@@ -55,6 +56,8 @@ LENGTHS = {
     "wan-1.3b-480p": (32_760, 0),
     "wan-14b-720p": (75_600, 0),
     "cogvideox-5b": (17_550, 226),
+    "hunyuan-video-i2v-720p": (115_200, 540),
+    "ltx-video": (7_392, 0),
 }
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -159,7 +162,7 @@ def test_the_sites_are_those_of_the_models(name: str) -> None:
     defaults = inspect.signature(getattr(diffusers, entry.transformer).__init__).parameters
     heads, dim = (entry.config.get(of, defaults[of].default) for of in ("num_attention_heads", "attention_head_dim"))
     assert (shape.heads, shape.dim) == (heads, dim)
-    assert (shape.grid.tokens, shape.text) == LENGTHS.get(name, (shape.grid.tokens, shape.text))
+    assert (shape.grid.tokens, shape.text) == LENGTHS[name]
     assert shape.text in (0, entry.text)
     assert shape.blocks.length == shape.length
 
@@ -441,9 +444,8 @@ def test_dense_kernels_are_all_timed_once_a_site(monkeypatch: pytest.MonkeyPatch
     assert asked[1] == {"fa3"}
 
 
-def test_a_shape_is_a_value() -> None:
-    assert Shape(**{field.name: getattr(TINY, field.name) for field in dataclasses.fields(TINY)}) == TINY
-    assert len({*SHAPES.values()}) == len(SHAPES)
+def test_every_kernel_of_the_operator_is_measured() -> None:
+    assert {*KERNELS, "auto"} == {*get_args(Provider)}
 
 
 def fake_flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **more: Any) -> torch.Tensor:

@@ -72,8 +72,8 @@ class Request:
                 raise OutOfRange(name=name, value=value, expected="[1, inf)", way_out="Leave it out for the default.")
         if self.budget is not None and not self.budget > 0:
             raise OutOfRange(name="budget", value=self.budget, expected="(0, inf) seconds", way_out="Leave it out.")
-        assert self.shapes
-        assert self.all_kernels
+        # These raise for a name that is not known.
+        _ = self.shapes, self.all_kernels
         if self.json is not None:
             check_writable(self.json)
 

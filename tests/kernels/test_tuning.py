@@ -122,7 +122,7 @@ def test_the_choice_is_remembered_on_disk(measured: list[str], choose: Callable[
 
 
 def test_the_choice_is_forgotten_with_what_it_was_made_for(
-    measured: list[str], choose: Callable[..., str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, measured: list[str], choose: Callable[..., str], tmp_path: Path
 ) -> None:
     choose(SLOW, QUICK)
     choose(SLOW, QUICK, what="another problem")
@@ -132,6 +132,30 @@ def test_the_choice_is_forgotten_with_what_it_was_made_for(
     (tmp_path / "kernel.py").write_text("second")
     choose(SLOW, QUICK)
     assert measured[6:] == ["slow", "quick"]
+    (tmp_path / "parts.py").write_text("what the kernel imports")
+    choose(SLOW, QUICK)
+    assert measured[8:] == ["slow", "quick"]
+    monkeypatch.setattr(tuning.triton, "__version__", "another")
+    choose(SLOW, QUICK)
+    assert measured[10:] == ["slow", "quick"]
+
+
+def test_running_out_of_memory_decides_nothing(measured: list[str], choose: Callable[..., str]) -> None:
+    class Full(Planted):
+        def __call__(self) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        choose(SLOW, Full("quick", 1.0))
+    assert choose(SLOW, QUICK) == "quick"
+
+
+def test_a_user_without_a_home_goes_without_a_cache(
+    monkeypatch: pytest.MonkeyPatch, measured: list[str], choose: Callable[..., str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: str(tmp_path / "kernel.py" / path))
+    assert choose(SLOW, QUICK) == "quick"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"fastest": "gone"}', '{"fastest": null}'])

@@ -63,10 +63,10 @@ def block_sparse_attention(
         Q_IN_REGISTERS=_Q_IN_REGISTERS,
         **ROLES,
     )
-    exact = q.dtype == torch.float16
+    narrow = q.dtype == torch.float16  # in exponents: needs the running maximum
     with on_device(q.device):
-        hopper_kernel.attend[(total,)](*tensors, *sizes, LAZY=exact, REDO=False, **constants)
-        if not exact:
+        hopper_kernel.attend[(total,)](*tensors, *sizes, LAZY=narrow, REDO=False, **constants)
+        if not narrow:
             programs = min(total, torch.cuda.get_device_properties(q.device).multi_processor_count)
             hopper_kernel.attend[(programs,)](*tensors, *sizes, LAZY=True, REDO=True, **constants)
     return out
