@@ -44,7 +44,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(tuning, "fastest", fastest)
     monkeypatch.setattr(tuning, "remembered", lambda *_, **__: None)
     monkeypatch.setattr(portable, "proven", lambda q, v: chip.portable())
-    monkeypatch.setattr(providers, "_proofs", {})
+    monkeypatch.setattr(problem, "_settled", {})
     monkeypatch.setattr(providers, "_warned", set())
     monkeypatch.setattr(providers, "_version", lambda package: "4.1")
     providers._gluon_missing.cache_clear()
@@ -233,6 +233,12 @@ def test_a_kernel_that_fails_is_left_out_for_good(gpu: SimpleNamespace) -> None:
     with pytest.raises(NoKernelWorks, match="relative error inf"):
         chosen(tensor(), kernel="hopper")
     assert len(gpu.proven) == 1
+    errors = []
+    for _ in range(2):
+        with pytest.raises(NoKernelWorks) as raised:
+            chosen(tensor(), kernel="hopper")
+        errors.append(raised.value)
+    assert errors[0] is not errors[1]  # each would keep the tensors of its call
     gpu.portable = fails
     assert chosen(tensor()) == "gathered"
     with pytest.raises(NoKernelWorks, match="relative error inf"):

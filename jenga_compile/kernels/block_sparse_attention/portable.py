@@ -25,11 +25,9 @@ from typing import Any
 import torch
 import triton
 
-from jenga_compile.errors import NoKernelWorks
 from jenga_compile.grid import BLOCK
-from jenga_compile.kernels import tuning
 from jenga_compile.kernels.block_sparse_attention import portable_kernel
-from jenga_compile.kernels.block_sparse_attention.problem import attention_problem
+from jenga_compile.kernels.block_sparse_attention.problem import settle
 from jenga_compile.kernels.block_sparse_attention.special import special_blocks
 from jenga_compile.kernels.blocks import BlockLayout
 from jenga_compile.kernels.launch import LOG2E, on_device
@@ -101,10 +99,11 @@ def block_sparse_attention(
 ) -> torch.Tensor:
     """The operator; `config` is chosen by measurement if None."""
     q, k, v = (x if x.stride(3) == 1 else x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    dim = q.shape[-1]
     if config is None:
-        config = _tuned(q, k, v) or _safe(q, v)
+        config = _tuned(q, k, v) or _safe(q.dtype, dim, v.shape[-1])
     indices, counts = indices.contiguous(), counts.contiguous()
-    batch, heads, length, dim = q.shape
+    batch, heads, length, _ = q.shape
     blocks = BlockLayout(length, video)
     out = q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
     lse = q.new_empty(batch, heads, length, dtype=torch.float32)
@@ -132,7 +131,7 @@ def block_sparse_attention(
         _launch(
             portable_kernel.attend_special,
             tiles,
-            _SPECIAL if small else _safe(q, v),
+            _SPECIAL if small else _safe(q.dtype, dim, v.shape[-1]),
             (*tensors, special.caps, special.first, special.counts, knobs, scale * LOG2E, *strides, *sizes),
             constants,
         )
@@ -162,8 +161,9 @@ def _launch_with_memory(launch: Any, arguments: tuple[object, ...], constants: d
     launch(*arguments, **constants)
 
 
-def _safe(q: torch.Tensor, v: torch.Tensor) -> Config:
-    return _SMALLEST if q.dtype == torch.float32 and max(q.shape[-1], v.shape[-1]) > 128 else _SAFE
+def _safe(dtype: torch.dtype, *dims: int) -> Config:
+    """What fits every GPU."""
+    return _SMALLEST if dtype == torch.float32 and max(dims) > 128 else _SAFE
 
 
 def proven(q: torch.Tensor, v: torch.Tensor) -> bool:
@@ -181,7 +181,16 @@ def _tuned(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Config | None:
         return None
     copied = torch.version.hip is None and torch.cuda.get_device_capability(q.device) >= (9, 0)
     copied = copied and all(_copyable(x) for x in (q, k, v))
-    return _measured(q.device, q.dtype, q.shape[-1], v.shape[-1], copied)
+    dims = (q.shape[-1], v.shape[-1])
+    return settle(
+        f"{q.dtype} {dims[0]} {dims[1]} {copied}",
+        lambda config: functools.partial(block_sparse_attention, config=config),
+        candidates=lambda: _candidates(q.device, q.dtype, *dims, copied),
+        source=Path(portable_kernel.__file__),
+        device=q.device,
+        dtype=q.dtype,
+        dims=dims,
+    )
 
 
 def _copyable(x: torch.Tensor) -> bool:
@@ -193,53 +202,11 @@ def _copyable(x: torch.Tensor) -> bool:
 
 def _candidates(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int, copied: bool) -> tuple[Config, ...]:
     """What may be fastest; `copied` if descriptors can read the tensors."""
-    widths = _width(dim), _width(value_dim)
     if dtype == torch.float32:
-        return (*_IN_FP32, _SAFE) if max(widths) <= 128 else (_SMALLEST,)
+        safe = _safe(dtype, dim, value_dim)
+        return (*_IN_FP32, safe) if safe == _SAFE else (safe,)
     if not copied:
         return (*_POINTERS, _SAFE)
-    fits = all(width in _SPECIALIZED_WIDTHS for width in widths)
+    fits = all(_width(x) in _SPECIALIZED_WIDTHS for x in (dim, value_dim))
     hopper = torch.cuda.get_device_capability(device) == (9, 0)
     return (*((_SPECIALIZED,) if fits and hopper else ()), *_DESCRIPTORS, *_POINTERS, _SAFE)
-
-
-_chosen: dict[tuple[object, ...], Config | NoKernelWorks] = {}
-
-
-def _measured(device: torch.device, dtype: torch.dtype, dim: int, value_dim: int, copied: bool) -> Config | None:
-    """The winner, measured once; None where nothing may be measured now."""
-    key = (device, dtype, dim, value_dim, copied)
-    if key not in _chosen:
-        what, source = f"{dtype} {dim} {value_dim} {copied}", Path(portable_kernel.__file__)
-        candidates = _candidates(device, dtype, dim, value_dim, copied)
-        known = tuning.remembered(what, source=source, candidates=candidates, device=device)
-        if known is None and tuning.forbidden(device):
-            return None
-        try:
-            _chosen[key] = known or _fastest(what, source, candidates, device, dtype, dim, value_dim)
-        except NoKernelWorks as error:
-            _chosen[key] = error
-    found = _chosen[key]
-    if isinstance(found, NoKernelWorks):
-        raise found
-    return found
-
-
-def _fastest(
-    what: str,
-    source: Path,
-    candidates: tuple[Config, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    dim: int,
-    value_dim: int,
-) -> Config:
-    problem = attention_problem(device, dtype, dim, value_dim)
-    return tuning.fastest(
-        what,
-        source=source,
-        candidates=candidates,
-        run=lambda config: functools.partial(problem.solved_by, block_sparse_attention, config=config),
-        truth=problem.truth,
-        device=device,
-    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jenga_compile.errors import NoKernelWorks
+from jenga_compile.kernels import tuning
 from jenga_compile.kernels.block_sparse_attention import gathered
 from jenga_compile.kernels.knobs import make_knobs
 
@@ -49,3 +53,60 @@ def attention_problem(device: torch.device, dtype: torch.dtype, dim: int, value_
     with sdpa_kernel(_ANY):  # whatever a caller restricts
         truth = gathered.block_sparse_attention(q.float(), k.float(), v.float(), *rest)
     return Problem(arguments=(q, k, v, *rest), truth=truth)
+
+
+C = TypeVar("C")
+
+_settled: dict[tuple[str, torch.device], tuple[object] | NoKernelWorks] = {}
+
+
+def settle(
+    what: str,
+    attention: Callable[[C], Callable[..., torch.Tensor]],
+    *,
+    candidates: Callable[[], Sequence[C]],
+    source: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    dims: tuple[int, int],
+    allowed: float | None = None,
+) -> C | None:
+    """The fastest right candidate, measured once a process unless it is on disk; None where that cannot be now.
+
+    Args:
+        what: names the kernel and what it is measured for: dtype, head dims.
+        attention: makes the operator out of a candidate.
+        candidates: asked for once.
+        dims: head dims of keys and of values.
+        source, allowed: as in `tuning.fastest`.
+
+    Raises:
+        NoKernelWorks: none is right, which is remembered too.
+        OutOfMemoryError: there is no memory to try them.
+    """
+    key = (what, device)
+    if key not in _settled:
+        offered = candidates()
+        found = tuning.remembered(what, source=source, candidates=offered, device=device)
+        if found is None and tuning.forbidden(device):
+            return None
+        try:
+            if found is None:
+                problem = attention_problem(device, dtype, *dims)
+                found = tuning.fastest(
+                    what,
+                    source=source,
+                    candidates=offered,
+                    run=lambda candidate: functools.partial(problem.solved_by, attention(candidate)),
+                    truth=problem.truth,
+                    device=device,
+                    allowed=allowed,
+                )
+            _settled[key] = (found,)
+        except NoKernelWorks as error:
+            _settled[key] = NoKernelWorks(**error.facts)
+    settled = _settled[key]
+    if isinstance(settled, NoKernelWorks):
+        # A new one each time: what is raised holds on to the tensors of those who called.
+        raise NoKernelWorks(**settled.facts)
+    return cast("C", settled[0])

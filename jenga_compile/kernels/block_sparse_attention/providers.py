@@ -102,13 +102,7 @@ def _why_not_portable(q: torch.Tensor, v: torch.Tensor) -> str | None:
         return f"its largest head dim is {portable.MAX_DIM}, and this is {max(q.shape[-1], v.shape[-1])}"
     if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
         return f"it needs compute capability 8.0, and {torch.cuda.get_device_name(q.device)} has less"
-    try:
-        return None if portable.proven(q, v) else _UNPROVEN
-    except NoKernelWorks as error:
-        _warn("portable", error)
-        raise
-    except torch.OutOfMemoryError:
-        return _NO_MEMORY
+    return _why_unproven("portable", lambda: portable.proven(q, v))
 
 
 def _why_not_hopper(q: torch.Tensor, v: torch.Tensor) -> str | None:
@@ -188,52 +182,45 @@ blocks left out, 0.14."""
 _UNPROVEN = "it has not proven itself yet, which cannot be done while a CUDA graph is captured: call it once before"
 _NO_MEMORY = "the GPU has no memory left to prove it on a small problem"
 
-_proofs: dict[tuple[str, torch.device, torch.dtype, int], NoKernelWorks | None] = {}
-
 
 def _unproven(
     name: str, attention: Attention, source: Path, q: torch.Tensor, allowed: float | None = None
 ) -> str | None:
-    """Run the compiled kernel once on a small problem and remember how that went; why that cannot be now, or None.
-
-    Its relative error may be `allowed`; None: what the dtype of q costs.
-
-    Raises:
-        NoKernelWorks: its error is larger.
-    """
-    from jenga_compile.kernels import tuning
-    from jenga_compile.kernels.block_sparse_attention.problem import attention_problem
+    """`_why_unproven` of a kernel without variants; its relative error may be `allowed`, None: what q's dtype costs."""
+    from jenga_compile.kernels.block_sparse_attention.problem import settle
 
     dim = q.shape[-1]
-    key = (name, q.device, q.dtype, dim)
-    if key not in _proofs:
-        what = f"{name} {q.dtype} {dim}"
-        if tuning.remembered(what, source=source, candidates=(name,), device=q.device) is not None:
-            _proofs[key] = None
-            return None
-        if tuning.forbidden(q.device):
-            return _UNPROVEN
-        try:
-            problem = attention_problem(q.device, q.dtype, dim, dim)
-            tuning.fastest(
-                what,
+    return _why_unproven(
+        name,
+        lambda: (
+            settle(
+                f"{name} {q.dtype} {dim}",
+                lambda _: attention,
+                candidates=lambda: (name,),
                 source=source,
-                candidates=(name,),
-                run=lambda _: functools.partial(problem.solved_by, attention),
-                truth=problem.truth,
                 device=q.device,
+                dtype=q.dtype,
+                dims=(dim, dim),
                 allowed=allowed,
             )
-            _proofs[key] = None
-        except NoKernelWorks as error:
-            _proofs[key] = error
-        except torch.OutOfMemoryError:
-            return _NO_MEMORY
-    failed = _proofs[key]
-    if failed is not None:
-        _warn(name, failed)
-        raise failed
-    return None
+            is not None
+        ),
+    )
+
+
+def _why_unproven(name: str, proven: Callable[[], bool]) -> str | None:
+    """Why a kernel cannot prove itself now; None if it has.
+
+    Raises:
+        NoKernelWorks: it gives wrong numbers.
+    """
+    try:
+        return None if proven() else _UNPROVEN
+    except NoKernelWorks as error:
+        _warn(name, error)
+        raise
+    except torch.OutOfMemoryError:
+        return _NO_MEMORY
 
 
 _warned: set[str] = set()
