@@ -27,6 +27,7 @@ def interpreted(name: str) -> ModuleType:
     pytest.importorskip("triton", reason="needs Triton, which has wheels for Linux only", exc_type=ImportError)
     from triton.runtime.interpreter import InterpretedFunction
 
+    importlib.import_module(name)  # else modules without kernels, which have no second copy, would keep those with
     before = {found: module for found, module in sys.modules.items() if _holds_kernels(found, module)}
     for found in before:
         _forget(found)
