@@ -20,7 +20,7 @@ import torch
 from jenga_compile.backend import jenga
 from jenga_compile.bench.environment import environment
 from jenga_compile.media import Frames, contact_sheet, psnr, write_image
-from jenga_compile.report import Report
+from jenga_compile.sites import Report
 from jenga_compile.zoo.pipeline import ToyVideoPipeline
 from jenga_compile.zoo.recipe import PROMPTS
 

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from jenga_compile.config import Carving
-from jenga_compile.report import Report, Site
+from jenga_compile.sites import Report, Site
 
 if TYPE_CHECKING:
     from jenga_compile.compilation import compile

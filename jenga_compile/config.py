@@ -13,7 +13,7 @@ from jenga_compile.scalars import plain_float, plain_int
 if TYPE_CHECKING:
     from jenga_compile.block_mask import Mask, Split
     from jenga_compile.kernels.knobs import Knobs
-    from jenga_compile.report import Report
+    from jenga_compile.sites import Report
 
 Inner = Literal["inductor", "aot_eager", "eager"]
 

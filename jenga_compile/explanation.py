@@ -15,7 +15,7 @@ from jenga_compile.backend import compile_graph, read_options
 from jenga_compile.dynamo_state import untouched
 from jenga_compile.errors import JengaError, NothingTraced
 from jenga_compile.passes.ledger import Ledger
-from jenga_compile.report import Report
+from jenga_compile.sites import Report
 
 
 def explain(model: torch.nn.Module, /, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:

@@ -23,7 +23,7 @@ from jenga_compile.grid import CurveKind, TokenGrid
 from jenga_compile.models.catalogue import find_model
 from jenga_compile.models.entry import Entry
 from jenga_compile.presets import STEPS, Preset, find_preset
-from jenga_compile.report import Report, Site
+from jenga_compile.sites import Report, Site
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

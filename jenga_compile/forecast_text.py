@@ -10,7 +10,7 @@ from jenga_compile.files import write_text
 from jenga_compile.forecast import Forecast, Request, Stage, forecast
 from jenga_compile.models.catalogue import CATALOGUE
 from jenga_compile.presets import STEPS
-from jenga_compile.report import Report, Site, amount
+from jenga_compile.sites import Report, Site, amount
 
 WIDTH = 120
 

@@ -20,7 +20,7 @@ from jenga_compile.errors import (
 )
 from jenga_compile.files import all_or_none
 from jenga_compile.media import Frames, check_output, contact_sheet, encode, psnr, write_image
-from jenga_compile.report import Report
+from jenga_compile.sites import Report
 
 if TYPE_CHECKING:
     from jenga_compile.zoo.pipeline import ToyVideoPipeline

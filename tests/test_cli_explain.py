@@ -14,7 +14,7 @@ from jenga_compile.forecast_text import WIDTH, as_text, group
 from jenga_compile.grid import TokenGrid
 from jenga_compile.models.catalogue import CATALOGUE
 from jenga_compile.models.entry import Entry
-from jenga_compile.report import Report, Site, amount
+from jenga_compile.sites import Report, Site, amount
 from tests.command import assert_refused, exit_code
 
 JOINT = {"hunyuan-video", "hunyuan-video-i2v-concat", "hunyuan-video-i2v-replace", "toy", "cogvideox-2b", "sd3-medium"}

@@ -18,7 +18,7 @@ from jenga_compile.backend import jenga
 from jenga_compile.block_mask import Condition, Importance, Tile, Window
 from jenga_compile.config import parse_options
 from jenga_compile.errors import CompiledAlready, GridNotSet, OptionOfWrongType, OptionOutOfRange
-from jenga_compile.report import Report
+from jenga_compile.sites import Report
 from tests.passes.plain_dit import PlainDiT, latents, prompt
 from tests.tolerance import assert_rounding
 from tests.toys import TOYS, Toy, hunyuan, wan

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from jenga_compile.config import Carving
 from jenga_compile.cost import expected_keep
 from jenga_compile.grid import TokenGrid
-from jenga_compile.report import Site
+from jenga_compile.sites import Site
 
 TEXT_BLOCKS = 2
 

@@ -30,8 +30,8 @@ from jenga_compile.models.catalogue import find_model
 from jenga_compile.models.narrow import narrow
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.presets import find_preset
-from jenga_compile.report import Site
 from jenga_compile.self_check import check_order
+from jenga_compile.sites import Site
 from jenga_compile.token_context import token_grid
 from tests.passes.plain_dit import PlainDiT, latents, prompt
 

@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).parent.parent / "jenga_compile"
 
 BASE = {"errors", "scalars", "grid"}
 GEOMETRY = BASE | {"curve", "block_mask", "token_context"}
-COMPILER = GEOMETRY | {"report", "config", "cost", "kernels", "models", "passes"}
+COMPILER = GEOMETRY | {"sites", "config", "cost", "kernels", "models", "passes"}
 
 MAY_IMPORT = {
     "errors": set(),
     "scalars": set(),
-    "report": set(),
+    "sites": set(),
     "config": BASE | {"block_mask"},
     "grid": {"errors", "scalars"},
     "curve": BASE,
@@ -39,10 +39,10 @@ MAY_IMPORT = {
     "presets": {"errors", "config"},
     "cost": GEOMETRY | {"config"},
     "forecast": COMPILER | {"compilation", "explanation", "cost", "files", "presets"},
-    "forecast_text": {"files", "forecast", "models", "presets", "report"},
+    "forecast_text": {"files", "forecast", "models", "presets", "sites"},
     "bench": COMPILER | {"files", "forecast_text"},
     "cli": {"errors", "generate", "forecast", "forecast_text", "bench"},
-    "__init__": {"config", "compilation", "explanation", "kernels", "report", "token_context"},
+    "__init__": {"config", "compilation", "explanation", "kernels", "sites", "token_context"},
 }
 
 

@@ -25,7 +25,7 @@ from jenga_compile.kernels.knobs import Knobs
 from jenga_compile.models.catalogue import find_model
 from jenga_compile.models.entry import Entry
 from jenga_compile.models.narrow import narrow
-from jenga_compile.report import Report
+from jenga_compile.sites import Report
 
 Backend = Literal["inductor", "jenga"]
 

@@ -27,7 +27,7 @@ from jenga_compile.passes.written.layer import read_layer
 from jenga_compile.passes.written.mutation import Timeline
 from jenga_compile.passes.written.normalised import Normalised, all_normalised, count, spelled
 from jenga_compile.passes.written.parts import whole_of
-from jenga_compile.report import Site
+from jenga_compile.sites import Site
 
 Facts = dict[str, Any]
 """Fields of a `Site`."""

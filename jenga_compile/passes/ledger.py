@@ -8,7 +8,7 @@ from typing import Any
 from jenga_compile.config import Options
 from jenga_compile.errors import AttentionNotCarved
 from jenga_compile.passes.layout.symbolic import SymbolicLayout
-from jenga_compile.report import Report, Site
+from jenga_compile.sites import Report, Site
 
 
 class Ledger:

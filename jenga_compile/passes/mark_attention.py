@@ -27,7 +27,7 @@ from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.site import ATTENTION
 from jenga_compile.passes.sizes import hint_of
 from jenga_compile.passes.written.parts import whole_of
-from jenga_compile.report import Site
+from jenga_compile.sites import Site
 
 
 def mark_attention(gm: GraphModule, ledger: Ledger) -> None:

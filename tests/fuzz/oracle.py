@@ -29,7 +29,7 @@ from jenga_compile.grid import BLOCK, TokenGrid
 from jenga_compile.kernels.block_select import reference
 from jenga_compile.kernels.carved_attention import gathered
 from jenga_compile.kernels.knobs import make_knobs
-from jenga_compile.report import Report
+from jenga_compile.sites import Report
 from tests.fuzz.configuration import ADDITIVE, MERGES_HEADS, UNREADABLE, Configuration
 from tests.fuzz.small_dit import SmallDiT
 from tests.fuzz.spelling import scale_of

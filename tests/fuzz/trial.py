@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jenga_compile.errors import AttentionNotCarved
 from jenga_compile.kernels.knobs import Knobs
-from jenga_compile.report import Report
+from jenga_compile.sites import Report
 from tests.fuzz.configuration import DTYPES, Configuration
 from tests.fuzz.oracle import Call, complaints, is_carved, plain_output, recorded_calls
 from tests.fuzz.small_dit import SmallDiT, build, inputs

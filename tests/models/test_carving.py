@@ -11,7 +11,7 @@ import torch
 import jenga_compile
 from jenga_compile.backend import jenga
 from jenga_compile.kernels import use_reference
-from jenga_compile.report import Report
+from jenga_compile.sites import Report
 from tests.tolerance import assert_rounding
 from tests.toys import TOYS, Toy, hunyuan, wan
 

@@ -17,7 +17,7 @@ from jenga_compile.config import parse_options
 from jenga_compile.passes.ledger import Ledger
 from jenga_compile.passes.normalise_mask import normalise_mask
 from jenga_compile.passes.site import ATTENTION
-from jenga_compile.report import Site
+from jenga_compile.sites import Site
 
 HEAD_DIM = 8
 MakeMask = Callable[..., Tensor]

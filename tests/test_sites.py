@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from jenga_compile.report import Report, Site
+from jenga_compile.sites import Report, Site
 
 CARVED = Site(
     path="blocks.0.attn",
