@@ -190,7 +190,7 @@ def _stages(request: Request) -> Iterator[tuple[float, Carving, int]]:
     if request.plan is None:
         yield 1.0, request.carving, 1
         return
-    for stage, calls in zip(request.plan.stages, request.plan.calls, strict=True):
+    for stage, calls in zip(request.plan.stages, request.plan.calls(), strict=True):
         yield stage.scale, stage.carving, calls
 
 

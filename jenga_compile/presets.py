@@ -15,15 +15,72 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
+import math
+from collections.abc import Sequence
 
 from jenga_compile.config import Carving
-from jenga_compile.errors import OptionOutOfRange, UnknownPreset
+from jenga_compile.errors import OptionOutOfRange, StepsTooFew, UnknownPreset
+from jenga_compile.scalars import fitted
 
 STEPS = 50
-"""Length of the schedule that a preset is written for."""
+"""Length of the schedule that the lists of computed steps are written for."""
 
 COMPUTED = (*range(5), *range(7, 26, 3), *range(26, 42, 3), 43, 45, 46, 47, 49)
 """Steps of 50 in which the transformer runs; between them its last residual is used again."""
+
+COMPUTED_FROM_IMAGE = (*range(4), 5, *range(7, 41, 3), 42, *range(44, 50))
+"""The same for image-to-video."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Skips every step but those of a list, whatever the video.
+
+    Raises:
+        OptionOutOfRange: `computed` is not a rising list of steps that starts with the first.
+    """
+
+    computed: tuple[int, ...] = COMPUTED
+    """Steps, of `STEPS`, in which the transformer runs."""
+
+    def __post_init__(self) -> None:
+        rises = list(self.computed) == sorted(set(self.computed))
+        if not rises or self.computed[:1] != (0,) or self.computed[-1] >= STEPS:
+            way_out = "The first step has nothing to use again, so it is computed."
+            raise OptionOutOfRange(
+                name="computed", value=self.computed, expected=f"rising steps from 0 to {STEPS - 1}", way_out=way_out
+            )
+
+    def at(self, steps: int) -> frozenset[int]:
+        """The computed ones of any number of steps: those whose part of the schedule holds a computed step of `STEPS`.
+
+        So the gaps stay the same share of the schedule, and a few steps are all computed.
+        """
+        return frozenset(step * steps // STEPS for step in self.computed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptive:
+    """Skips while the model's output is foreseen to change by less than a threshold since it was last computed.
+
+    From one step to the next the output changes about as many times its input's change as it last did: EasyCache
+    (arXiv:2507.02860), which needs no coefficients of a model.
+
+    Raises:
+        OptionOutOfRange: the threshold is negative or no finite number.
+    """
+
+    threshold: float = 0.05
+    """Relative change, summed over the steps since; 0.0 skips nothing."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold < math.inf:
+            way_out = "Use 0.0 to compute every step; 0.05 skips about half."
+            raise OptionOutOfRange(name="threshold", value=self.threshold, expected="[0, inf)", way_out=way_out)
+
+
+Skipping = Listed | Adaptive
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +88,7 @@ class Stage:
     """A run of steps at one resolution and one sparsity.
 
     Raises:
-        OptionOutOfRange: a share of the resolution or of the steps is outside (0, 1].
+        OptionOutOfRange: a share of the resolution or of the steps is outside (0, 1], or the shift is no number.
     """
 
     scale: float = 1.0
@@ -49,6 +106,22 @@ class Stage:
         for name, value in (("scale", self.scale), ("until", self.until)):
             if not 0.0 < value <= 1.0:
                 raise OptionOutOfRange(name=name, value=value, expected="(0, 1]", way_out="It is a share.")
+        if not math.isfinite(self.shift):
+            raise OptionOutOfRange(name="shift", value=self.shift, expected="numbers", way_out="Use 0.0 for none.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A step's place in the plan of a run."""
+
+    step: int
+    stage: int
+    starts: bool
+    """Whether it is its stage's first, which is always computed: there is no residual of that resolution yet."""
+
+    ends: bool
+    computed: bool | None
+    """Whether the transformer runs; None where that is decided when the step comes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,15 +129,15 @@ class Preset:
     """All that decides how a video is sampled.
 
     Raises:
-        OptionOutOfRange: the stages do not follow each other up to the last step at full resolution, or `computed` is
-            not a rising list of steps that starts with the first.
+        OptionOutOfRange: the stages do not follow each other up to the last step at full resolution, shrink, or change
+            the shift where they do not change the resolution.
     """
 
     name: str
     stages: tuple[Stage, ...]
 
-    computed: tuple[int, ...] = COMPUTED
-    """Steps, of `STEPS`, in which the transformer runs."""
+    skip: Skipping | None = Listed()
+    """In which steps the transformer runs; None: in all."""
 
     amplifier: float = 0.5
     """Attention to the text in the first stage is raised by this times the logarithm of the final stage's tokens over
@@ -72,22 +145,67 @@ class Preset:
 
     def __post_init__(self) -> None:
         ends = [stage.until for stage in self.stages]
-        if ends != sorted(set(ends)) or ends[-1:] != [1.0] or self.stages[-1].scale != 1.0:
-            way_out = "Let `until` rise to 1.0, and the last stage have scale 1.0."
+        scales = [stage.scale for stage in self.stages]
+        whole = ends == sorted(set(ends)) and ends[-1:] == [1.0]
+        if not whole or scales != sorted(scales) or scales[-1] != 1.0:
+            way_out = "Let `until` rise to 1.0, `scale` not fall, and the last stage have scale 1.0."
             raise OptionOutOfRange(name="stages", value=self.stages, expected="a whole schedule", way_out=way_out)
-        rises = list(self.computed) == sorted(set(self.computed))
-        if not rises or self.computed[:1] != (0,) or self.computed[-1] >= STEPS:
-            way_out = "The first step has nothing to use again, so it is computed."
-            raise OptionOutOfRange(
-                name="computed", value=self.computed, expected=f"rising steps from 0 to {STEPS - 1}", way_out=way_out
-            )
+        for before, after in itertools.pairwise(self.stages):
+            if before.scale == after.scale and before.shift != after.shift:
+                way_out = "Noise is added only where the resolution changes: give both stages the same shift."
+                expected = f"that of the stage before, {before.shift}"
+                raise OptionOutOfRange(name="shift", value=after.shift, expected=expected, way_out=way_out)
+        if not math.isfinite(self.amplifier):
+            way_out = "Use 0.0 for none; the paper has 0.5."
+            raise OptionOutOfRange(name="amplifier", value=self.amplifier, expected="numbers", way_out=way_out)
 
     @property
-    def calls(self) -> tuple[int, ...]:
-        """Computed steps of each stage."""
-        ends = [int(STEPS * stage.until) for stage in self.stages]
-        up_to = [sum(step <= end for step in self.computed) for end in ends]
-        return tuple(after - before for before, after in zip([0, *up_to], up_to, strict=False))
+    def resizes(self) -> bool:
+        """Whether any stage is smaller than the video."""
+        return self.stages[0].scale < 1.0
+
+    def slots(self, steps: int) -> tuple[Slot, ...]:
+        """The place of each of so many steps.
+
+        Raises:
+            StepsTooFew: there would be a stage without any.
+        """
+        ends = self._ends(steps)
+        if (empty := _first_empty(ends)) is not None:
+            least = next(count for count in itertools.count(steps + 1) if _first_empty(self._ends(count)) is None)
+            raise StepsTooFew(steps=steps, stages=len(self.stages), preset=self.name, empty=empty, least=least)
+        listed = self.skip.at(steps) if isinstance(self.skip, Listed) else None
+        return tuple(
+            Slot(
+                step,
+                stage,
+                starts=step == first,
+                ends=step == last,
+                computed=self._computed(step, step == first, listed),
+            )
+            for stage, (before, last) in enumerate(itertools.pairwise(ends))
+            for first in [before + 1]
+            for step in range(first, last + 1)
+        )
+
+    def calls(self, steps: int = STEPS) -> tuple[int, ...]:
+        """Computed steps of each stage, of so many in all; those that are decided later count as computed."""
+        computed = [slot.stage for slot in self.slots(steps) if slot.computed is not False]
+        return tuple(computed.count(stage) for stage in range(len(self.stages)))
+
+    def _ends(self, steps: int) -> list[int]:
+        """The last step of each stage, behind the one before the first."""
+        return [-1, *(fitted(steps, stage.until) for stage in self.stages[:-1]), steps - 1]
+
+    def _computed(self, step: int, starts: bool, listed: frozenset[int] | None) -> bool | None:
+        if starts or self.skip is None:
+            return True
+        return None if listed is None else step in listed
+
+
+def _first_empty(ends: Sequence[int]) -> int | None:
+    """The number, from 1, of the first stage without steps."""
+    return next((stage for stage, (a, b) in enumerate(itertools.pairwise(ends), start=1) if b <= a), None)
 
 
 def _carved(keep: float, cutoff: float = 0.3) -> Carving:

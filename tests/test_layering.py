@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "compilation": COMPILER | {"backend"},
     "zoo": {"errors", "media"},
     "generate": COMPILER | {"backend", "files", "media", "zoo"},
-    "presets": {"errors", "config"},
+    "presets": BASE | {"config"},
     "cost": GEOMETRY | {"config"},
     "forecast": COMPILER | {"compilation", "explanation", "cost", "files", "presets"},
     "forecast_text": {"files", "forecast", "models", "presets", "sites"},

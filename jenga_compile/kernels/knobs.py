@@ -48,17 +48,23 @@ def make_knobs(
 class Knobs:
     """Settable `keep`, `cutoff` and `text_bias` with a tensor on every device that asked for one.
 
+    Args:
+        metered: whether carved attention under these knobs counts the blocks that it sees (`read_meter`).
+
     Raises:
         OptionOutOfRange, OptionOfWrongType: a value, at birth or when set, is outside the range `make_knobs` gives, or
             no number.
         UnknownKnob: another attribute is set.
     """
 
-    __slots__ = ("_tensors", "_values")
+    __slots__ = ("_meters", "_tensors", "_values")
 
-    def __init__(self, keep: float = 0.3, cutoff: float = 0.3, text_bias: float = 0.0) -> None:
+    def __init__(
+        self, keep: float = 0.3, cutoff: float = 0.3, text_bias: float = 0.0, *, metered: bool = False
+    ) -> None:
         self._values = _checked(keep, cutoff, text_bias)
         self._tensors: dict[torch.device, torch.Tensor] = {}
+        self._meters: dict[torch.device, torch.Tensor] | None = {} if metered else None
 
     def __setattr__(self, name: str, value: object) -> None:
         if not hasattr(type(self), name):
@@ -106,6 +112,26 @@ class Knobs:
                 self._tensors[device] = make_knobs(*self._values, device=device)
         return self._tensors[device]
 
+    def meter(self, device: torch.device) -> torch.Tensor | None:
+        """Where carved attention on `device` adds what it counts, int64 [2]; None if nothing is counted.
+
+        Key blocks that video query blocks saw, text included, and how many they would have seen were it dense.
+        """
+        if self._meters is None:
+            return None
+        if device not in self._meters:
+            with torch.inference_mode(False):
+                self._meters[device] = torch.zeros(2, dtype=torch.int64, device=device)
+        return self._meters[device]
+
+    def read_meter(self) -> list[torch.Tensor]:
+        """What was counted since it was last read, int64 [2] for each device; does not wait for a GPU."""
+        with torch.inference_mode(False):
+            read = [meter.clone() for meter in (self._meters or {}).values()]
+            for meter in (self._meters or {}).values():
+                meter.zero_()
+        return read
+
     def _set(self, keep: float, cutoff: float, text_bias: float) -> None:
         self._values = _checked(keep, cutoff, text_bias)
         for device, tensor in self._tensors.items():
@@ -132,9 +158,18 @@ def lookup(handle: int, device: torch.device) -> torch.Tensor:
     Raises:
         UnknownKnobs: no knobs were registered under this handle in this process.
     """
+    return _known(handle).tensor(device)
+
+
+def meter_of(handle: int, device: torch.device) -> torch.Tensor | None:
+    """The meter of the registered knobs, if they are metered; raises as `lookup`."""
+    return _known(handle).meter(device)
+
+
+def _known(handle: int) -> Knobs:
     if handle not in _registry:
         raise UnknownKnobs(handle=handle, known=sorted(_registry))
-    return _registry[handle].tensor(device)
+    return _registry[handle]
 
 
 _NAMES = ("keep", "cutoff", "text_bias")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jenga_compile.errors import ExtraMissing, FramesDoNotFit, OutOfRange, SizeNotDivisible
 from jenga_compile.grid import TextSide, TokenGrid
+from jenga_compile.scalars import fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +123,8 @@ class Entry:
 
     def scaled(self, height: int, width: int, scale: float) -> tuple[int, int]:
         """The largest size that fits into `scale` of this one, in pixels, as the paper's stages take it."""
-        fitted = [int(side * scale) // self.unit * self.unit for side in (height, width)]
-        return fitted[0], fitted[1]
+        rows, columns = (fitted(side // self.unit, scale) for side in (height, width))
+        return rows * self.unit, columns * self.unit
 
     def inputs(
         self,

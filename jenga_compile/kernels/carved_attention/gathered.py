@@ -26,6 +26,7 @@ def carved_attention(
     scale: float | None,
     reordered: bool,
     provider: str,
+    meter: torch.Tensor | None = None,
 ) -> torch.Tensor:
     length, video = q.shape[2], grid.tokens
     order = None
@@ -35,6 +36,9 @@ def carved_attention(
         key_mask = None if key_mask is None else key_mask.index_select(1, order)
     always, allowed = cached_tensors(masks, grid, curve, q.device)
     indices, counts = block_select(q, k, always, knobs, video, key_mask, allowed_mask=allowed)
+    if meter is not None:
+        meter[0] += counts.sum()
+        meter[1] += indices.numel()
     out = block_sparse_attention(q, k, v, indices, counts, knobs, video, key_mask, scale, provider)
     if order is None:
         carved: torch.Tensor = out

@@ -12,7 +12,8 @@ Legend: B batch, H heads, L tokens, D head dim. Tokens come as
     key_mask     [B or 1, L]    bool in the order of the tokens; True = attend to this key. None = all
     curve, cuts  the curve that blocks of 128 video tokens are cut from, and frames at which it starts anew (`CutCurve`)
     blocks       handle from `kernels.static_masks.register`: which blocks are seen always, and which never
-    knobs        handle from `kernels.knobs.register`; both handles are looked up when the operator runs
+    knobs        handle from `kernels.knobs.register`; both handles are looked up when the operator runs. Where these
+                 knobs are metered, what was seen is counted there, except by the reference
     scale        factor on the logits, D**-0.5 if None
     told         the grid is not t, h, w but the one that the running call tells (`token_context.py`), and the video's
                  place with it; of tokens that come reordered, a grid of as many tokens in the same place
@@ -42,6 +43,7 @@ from jenga_compile.kernels.carved_attention import gathered, reference
 from jenga_compile.kernels.checks import check_qkv, check_tensor, refuse_backward
 from jenga_compile.kernels.dispatch import reference_requested, stand_in_order, without_autocast
 from jenga_compile.kernels.knobs import lookup as knobs_of
+from jenga_compile.kernels.knobs import meter_of
 from jenga_compile.token_context import current_context, told_grid
 
 _NAME = "carved_attention"
@@ -94,7 +96,9 @@ def carved_attention(
             return gathered.attend_to_all(q, k, v, key_mask, scale)
         if reference_requested():
             return reference.carved_attention(q, k, v, key_mask, grid, video_start, *how)
-        return gathered.carved_attention(q, k, v, key_mask, grid, video_start, *how, provider)
+        return gathered.carved_attention(
+            q, k, v, key_mask, grid, video_start, *how, provider, meter_of(knobs, q.device)
+        )
 
 
 def _told(length: int) -> tuple[TokenGrid, int]:
