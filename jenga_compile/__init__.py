@@ -12,16 +12,39 @@ if TYPE_CHECKING:
     from jenga_compile.compilation import compile
     from jenga_compile.explanation import explain
     from jenga_compile.kernels.knobs import Knobs
+    from jenga_compile.presets import Adaptive, Listed, Preset, Stage
+    from jenga_compile.sampler import accelerate, report
     from jenga_compile.token_context import token_grid
 
     __version__: str
 
-__all__ = ["Carving", "Knobs", "Report", "Site", "__version__", "compile", "explain", "token_grid"]
+__all__ = [
+    "Adaptive",
+    "Carving",
+    "Knobs",
+    "Listed",
+    "Preset",
+    "Report",
+    "Site",
+    "Stage",
+    "__version__",
+    "accelerate",
+    "compile",
+    "explain",
+    "report",
+    "token_grid",
+]
 
 _LATER = {
+    "Adaptive": "jenga_compile.presets",
     "Knobs": "jenga_compile.kernels.knobs",
+    "Listed": "jenga_compile.presets",
+    "Preset": "jenga_compile.presets",
+    "Stage": "jenga_compile.presets",
+    "accelerate": "jenga_compile.sampler",
     "compile": "jenga_compile.compilation",
     "explain": "jenga_compile.explanation",
+    "report": "jenga_compile.sampler",
     "token_grid": "jenga_compile.token_context",
 }
 """Names that take seconds to import, and where they are."""

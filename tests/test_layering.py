@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "dynamo_state": set(),
     "explanation": COMPILER | {"backend", "dynamo_state"},
     "compilation": COMPILER | {"backend"},
+    "sampler": COMPILER | {"backend", "compilation", "files", "media", "presets"},
     "zoo": {"errors", "media"},
     "generate": COMPILER | {"backend", "files", "media", "zoo"},
     "presets": BASE | {"config"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "forecast_text": {"files", "forecast", "models", "presets", "sites"},
     "bench": COMPILER | {"files", "forecast_text"},
     "cli": {"errors", "generate", "forecast", "forecast_text", "bench"},
-    "__init__": {"config", "compilation", "explanation", "kernels", "sites", "token_context"},
+    "__init__": {"config", "compilation", "explanation", "kernels", "presets", "sampler", "sites", "token_context"},
 }
 
 

@@ -100,7 +100,7 @@ def test_too_few_steps(name: str, steps: int, said: str) -> None:
 
 
 def test_a_share_is_what_its_decimal_says() -> None:
-    assert [fitted(45, 0.75)(80, 0.75)(100, 0.29)(10, 0.3)] == [33, 60, 29, 3]
+    assert [fitted(45, 0.75), fitted(80, 0.75), fitted(100, 0.29), fitted(10, 0.3)] == [33, 60, 29, 3]
 
 
 def test_noise_is_added_only_where_the_resolution_changes() -> None:
