@@ -38,6 +38,8 @@ class Runner:
         """Attention of all graphs of the whole model."""
         self.why_output = ""
         """Why a skipped step reuses the model's output and not its trunk's residual; empty if it does not."""
+        self._same = trunk.twin(self.model)
+        """What is compiled for the model as it is: a call of that does not come back to the run."""
         self._twins = trunk.make_twins(self.model) if settings.preset.skip is not None else None
         self._proven = False
         self._kept: dict[Hashable, Tensor] = {}
@@ -140,7 +142,7 @@ class Runner:
             return trunk.through_hooks(self.model, self._callables[kind], call)
 
     def _callable(self, kind: str) -> Callable[..., Any]:
-        module = trunk.twin(self.model)
+        module = self._same
         if self._twins is not None and kind != "whole":
             module = self._twins.recorded if kind == "recorded" else self._twins.reused
         settings = self.settings
