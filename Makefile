@@ -9,7 +9,7 @@ PROMPT ?= a fox moving left on a sky blue background
 help:
 	@echo "make test   lint, types and tests (sets up .venv first)"
 	@echo "make fuzz   2,000 random models through the compiler, half an hour on two cores"
-	@echo "make demo   a video from the packaged model, carved and dense, in out/"
+	@echo "make demo   a video from the packaged model, by the preset turbo and dense, in out/"
 	@echo "make bench  carved against dense attention on this machine's CPU"
 	@echo "make clean  remove .venv, caches and out/"
 
@@ -29,7 +29,7 @@ fuzz: .venv/ready-test
 
 demo: .venv/ready-demo
 	mkdir -p out
-	$(BIN)/jenga generate "$(PROMPT)" -o out/demo.mp4 --compare
+	$(BIN)/jenga generate "$(PROMPT)" -o out/demo.mp4 --preset turbo --compare
 
 bench: .venv/ready-test
 	$(BIN)/python -m benchmarks.cpu_attention

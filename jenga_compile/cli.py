@@ -104,9 +104,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add(
         "--keep",
         type=float,
-        default=0.3,
-        help="least fraction of video blocks to attend to, in (0, 1] (default: 0.3)",
+        help="least fraction of video blocks to attend to, in (0, 1] (default: the preset's, without one 0.3)",
     )
+    add("--preset", help="sample by a preset: base, turbo, flash, three_stage (default: carve every step at full size)")
+    add("--skip", help="skip steps by a preset's list (static), as the video allows (adaptive), or none")
     add("--dense", action="store_true", help="do not carve: plain attention over everything")
     add("--compare", action="store_true", help="also write NAME.dense.* at the same seed, and NAME.compare.png")
     add("--scale", type=int, default=4, help="enlarge every pixel this many times in the file, 1 to 32 (default: 4)")

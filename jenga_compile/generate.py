@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jenga_compile.backend import jenga
 from jenga_compile.config import Carving
 from jenga_compile.errors import (
     DeviceUnavailable,
@@ -20,11 +18,16 @@ from jenga_compile.errors import (
 )
 from jenga_compile.files import all_or_none
 from jenga_compile.media import Frames, check_output, contact_sheet, encode, psnr, write_image
-from jenga_compile.sites import Report
+from jenga_compile.presets import Preset, Stage, find_preset
+from jenga_compile.sampler import accelerate
+from jenga_compile.sampler.run_report import RunReport
+from jenga_compile.sites import amount
 
 if TYPE_CHECKING:
     from jenga_compile.zoo.pipeline import ToyVideoPipeline
 
+
+SKIPPING = ("static", "adaptive", "none")
 
 MOST_PIXELS = 2048
 """Side of the largest file written."""
@@ -41,7 +44,11 @@ class Request:
     size: int = 64
     """Height and width in pixels."""
     guidance: float = 3.0
-    keep: float = 0.3
+    keep: float | None = None
+    """Least share of the video blocks, in every stage; the preset's own by default, 0.3 without one."""
+    preset: str | None = None
+    skip: str | None = None
+    """How steps are skipped, "static", "adaptive" or "none"; as the preset does by default."""
     dense: bool = False
     compare: bool = False
     """Also make the dense video at the same seed."""
@@ -53,7 +60,8 @@ class Request:
     def __post_init__(self) -> None:
         for path in self.files:
             check_output(path)
-        Carving(keep=self.keep)
+        Carving(keep=0.3 if self.keep is None else self.keep)
+        self._check_preset()
         for name, low, high in (("steps", 1, 1000), ("size", 32, 256), ("scale", 1, 32), ("fps", 1, 120)):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -76,6 +84,19 @@ class Request:
                 name="compare", value=True, beside="beside --dense", way_out="Drop --dense: --compare makes both."
             )
 
+    def _check_preset(self) -> None:
+        if self.preset is not None:
+            find_preset(self.preset).slots(self.steps)
+        for name in ("preset", "keep"):
+            if self.dense and getattr(self, name) is not None:
+                way_out = f"Drop one of them; --{name} --compare makes both videos."
+                raise OptionsAtOdds(name=name, value=getattr(self, name), beside="beside --dense", way_out=way_out)
+        if self.skip is not None and self.preset is None:
+            way_out = "Add --preset turbo."
+            raise OptionsAtOdds(name="skip", value=self.skip, beside="without --preset", way_out=way_out)
+        if self.skip not in (None, *SKIPPING):
+            raise OutOfRange(name="skip", value=self.skip, expected=str(SKIPPING), way_out="Pick one of them.")
+
     @property
     def files(self) -> list[Path]:
         """What will be written: the video, and with `compare` also the dense one and the two side by side."""
@@ -90,29 +111,32 @@ class Run:
     """One video and what it took."""
 
     frames: Frames
-    pace: float | None
-    """Seconds a denoising step, without the first, which compiles; None if it was the only one."""
-    report: Report
+    report: RunReport
+
+
+CARVED = Preset(name="carved", stages=(Stage(carving=Carving()),), skip=None, amplifier=0.0)
+"""What is made where no preset is named: every step at full size, with attention carved."""
 
 
 def generate(request: Request) -> str:
     """Make the video, write its files, and return the report as text."""
     pipe = _pipeline(_device(request.device))
     pipe.check_inputs([request.prompt], size=request.size)
-    runs = {"dense": _sample(pipe, request, carved=False)} if request.dense or request.compare else {}
-    if not request.dense:
-        runs["carved"] = _sample(pipe, request, carved=True)
-    run = runs["dense" if request.dense else "carved"]
-    _write(request, run, runs.get("dense"))
+    dense = _sample(pipe, request, carved=False) if request.dense or request.compare else None
+    run = _sample(pipe, request, carved=True) if not request.dense else dense
+    assert run is not None
+    _write(request, run, dense)
     lines = [f"wrote {request.output}: {_describe(run.frames, request)}"]
-    if request.compare:
-        lines += _compare(request, run, runs["dense"])
-    elif run.pace is not None:
-        lines.append(f"{run.pace:.2f} s a step, after the first")
-    if not request.dense:
+    if request.compare and dense is not None:
+        lines += _compare(request, run, dense)
+    elif request.preset is None and request.steps > 1:
+        lines.append(f"{_pace(run, request):.2f} s a step, once compiled")
+    if request.preset is not None:
         lines += ["", str(run.report)]
-    if not request.dense and run.report.carved == 0:
-        lines.append("nothing was carved, for the reasons above: this is the dense video")
+    elif not request.dense:
+        lines += ["", str(run.report.sites)]
+    if not request.dense and run.report.sites.carved == 0:
+        lines.append("nothing was carved, for the reasons above: attention is dense")
     return "\n".join(lines)
 
 
@@ -125,26 +149,47 @@ def _write(request: Request, run: Run, dense: Run | None) -> None:
             write_image(beside[1], contact_sheet(rows))
 
 
-def _compare(request: Request, carved: Run, dense: Run) -> list[str]:
+def _compare(request: Request, run: Run, dense: Run) -> list[str]:
     _, beside, sheet = request.files
-    lines = [f"wrote {beside}: the same seed, dense attention", f"wrote {sheet}: dense above, carved below"]
-    if carved.pace and dense.pace:
-        ratio = dense.pace / carved.pace
-        lines.append(
-            f"{carved.pace:.2f} s a step carved, {dense.pace:.2f} s dense ({ratio:.2f}x), after the first step"
-        )
-    return [*lines, f"PSNR of carved against dense: {psnr(carved.frames, dense.frames):.1f} dB"]
+    name = request.preset or CARVED.name
+    lines = [
+        f"wrote {beside}: the same seed, dense attention",
+        f"wrote {sheet}: dense above, {name} below",
+    ]
+    if request.preset is not None:
+        lines += _side_by_side(name, run.report, dense.report)
+    elif request.steps > 1:
+        quick, slow = _pace(run, request), _pace(dense, request)
+        lines.append(f"{quick:.2f} s a step carved, {slow:.2f} s dense ({slow / quick:.2f}x), once compiled")
+    return [*lines, f"PSNR of {name} against dense: {psnr(run.frames, dense.frames):.1f} dB"]
+
+
+def _side_by_side(name: str, run: RunReport, dense: RunReport) -> list[str]:
+    rows: list[tuple[str, ...]] = [("", "seconds", "once compiled", "NFE", "FLOP")]
+    for label, report in (("dense", dense), (name, run)):
+        seconds = [f"{value:.1f}" if value is not None else "-" for value in (report.seconds, report.steady_seconds)]
+        rows.append((label, *seconds, str(report.computed), amount(report.flops or 0)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if run.steady_seconds and dense.steady_seconds:
+        lines.append(f"{dense.steady_seconds / run.steady_seconds:.2f}x as fast, once compiled")
+    return lines
+
+
+def _pace(run: Run, request: Request) -> float:
+    """Seconds a step once all is compiled."""
+    return (run.report.steady_seconds or 0.0) / request.steps
 
 
 def _sample(pipe: ToyVideoPipeline, request: Request, *, carved: bool) -> Run:
-    reports: list[Report] = []
-    plain = pipe.transformer
-    if carved:
-        options: dict[str, Any] = {"keep": request.keep, "on_report": reports.append, "inner": _inner(plain.device)}
-        pipe.transformer = torch.compile(plain, backend=jenga, options=options, dynamic=False)
-    pipe.set_progress_bar_config(desc="carved" if carved else "dense", leave=False)
-    clock = _Clock()
-    try:
+    preset = find_preset(request.preset) if carved and request.preset is not None else CARVED
+    options: dict[str, Any] = {} if carved else {"carving": None}
+    if carved and request.keep is not None:
+        options["keep"] = request.keep
+    if carved and request.skip is not None:
+        options["skip"] = None if request.skip == "none" else request.skip
+    pipe.set_progress_bar_config(desc=preset.name if carved else "dense", leave=False)
+    with accelerate(pipe, preset, inner=_inner(pipe.transformer.device), **options) as accelerated:
         frames = pipe(
             request.prompt,
             height=request.size,
@@ -152,29 +197,8 @@ def _sample(pipe: ToyVideoPipeline, request: Request, *, carved: bool) -> Run:
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             generator=torch.Generator().manual_seed(request.seed),
-            callback_on_step_end=clock,
         ).frames[0]
-    finally:
-        pipe.transformer = plain
-    return Run(frames.numpy(), clock.pace(), sum(reports, Report()))
-
-
-class _Clock:
-    """Times the steps after the first, which is where compilation happens."""
-
-    def __init__(self) -> None:
-        self._marks: list[float] = []
-
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if tensors["latents"].is_cuda:
-            torch.cuda.synchronize()
-        self._marks.append(time.perf_counter())
-        return {}
-
-    def pace(self) -> float | None:
-        """Mean seconds a step; None if no step came after the first."""
-        laps = len(self._marks) - 1
-        return (self._marks[-1] - self._marks[0]) / laps if laps else None
+        return Run(frames.numpy(), accelerated.report())
 
 
 def _pipeline(device: torch.device) -> ToyVideoPipeline:

@@ -33,6 +33,12 @@ BAD: dict[str, tuple[list[str], str]] = {
     "gif pace": ([PROMPT, "-o", "clip.gif", "--fps", "60"], "fps 60 is outside [1, 50] for a .gif"),
     "not a file": ([PROMPT, "-o", "/dev/null.gif/x.gif"], "cannot write"),
     "both": ([PROMPT, "--dense", "--compare"], "Drop --dense: --compare makes both"),
+    "dense keep": ([PROMPT, "--dense", "--keep", "0.2"], "does nothing beside --dense"),
+    "dense preset": ([PROMPT, "--dense", "--preset", "turbo"], "preset='turbo' does nothing beside --dense"),
+    "preset": ([PROMPT, "--preset", "turbio"], "no preset 'turbio'; the nearest is 'turbo'"),
+    "few steps": ([PROMPT, "--preset", "three_stage", "--steps", "2"], "at least 3 steps"),
+    "skip": ([PROMPT, "--preset", "turbo", "--skip", "some"], "skip some is outside ('static', 'adaptive', 'none')"),
+    "skip alone": ([PROMPT, "--skip", "static"], "does nothing without --preset"),
     "device": ([PROMPT, "--device", "cuda:99"], "device 'cuda:99' is not available"),
     "device name": ([PROMPT, "--device", "abacus"], "device 'abacus' is not available: not a device name"),
     "flag": ([PROMPT, "--wibble"], "unrecognized arguments: --wibble"),
@@ -77,6 +83,17 @@ def test_generate_compares_carved_and_dense(tmp_path: Path, capsys: pytest.Captu
     assert "PSNR of carved against dense" in printed
     assert "6 carved" in printed
     assert "joint attention, text after" in printed
+
+
+def test_generate_by_a_preset_beside_dense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", PROMPT, "-o", str(tmp_path / "clip.png"), "--steps", "3", "--preset", "turbo", "--compare"]
+    assert exit_code(command) == 0
+    printed = capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.png", "clip.dense.png", "clip.compare.png"}
+    assert "PSNR of turbo against dense" in printed
+    assert "3 steps: the transformer ran in 3 (NFE), 0 skipped" in printed
+    assert "48x48" in printed
+    assert "64x64" in printed
 
 
 def test_one_step_has_no_pace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

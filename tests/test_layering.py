@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "compilation": COMPILER | {"backend"},
     "sampler": COMPILER | {"backend", "compilation", "files", "media", "presets"},
     "zoo": {"errors", "media"},
-    "generate": COMPILER | {"backend", "files", "media", "zoo"},
+    "generate": COMPILER | {"files", "media", "presets", "sampler", "zoo"},
     "presets": BASE | {"config"},
     "cost": GEOMETRY | {"config"},
     "forecast": COMPILER | {"compilation", "explanation", "cost", "files", "presets"},

@@ -17,7 +17,7 @@ from jenga_compile.sampler.flops import without_data
 from jenga_compile.sampler.run_report import RunReport, StepReport
 from jenga_compile.sampler.runner import Runner
 from jenga_compile.sampler.settings import Settings
-from jenga_compile.sites import Site
+from jenga_compile.sites import Report, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Log:
         self._calls: list[list[_Called]] = [[]]
         self._like: dict[Hashable, dict[str, Any]] = {}
         self._notes: list[str] = []
+        self._graphs = _graphs_compiled()
 
     def note(self, text: str) -> None:
         if text not in self._notes:
@@ -67,6 +68,7 @@ class Log:
     ) -> None:
         """A step is done."""
         self._clock.mark(device)
+        before, self._graphs = self._graphs, _graphs_compiled()
         pixels = None if corner is None else (corner.part[0] * self._scale, corner.part[1] * self._scale)
         self._steps.append(
             StepReport(
@@ -77,6 +79,7 @@ class Log:
                 grid=grid,
                 pixels=pixels,
                 computed=computed,
+                compiled=self._graphs != before,
             )
         )
         self._densities.append([])
@@ -109,7 +112,7 @@ class Log:
             steps=tuple(steps),
             planned=planned,
             notes=(*self._notes, *_remarks(settings, runners, steps, planned)),
-            attention=_attention(settings, runners),
+            sites=sum((runner.sites for runner in runners), Report()),
         )
 
     def _key(self, runner: Runner, call: Mapping[str, Any]) -> Hashable:
@@ -152,6 +155,12 @@ def pixels_per_latent(pipe: Any) -> int:
     return 1
 
 
+def _graphs_compiled() -> int:
+    """Graphs that Dynamo has made in this process."""
+    counted: int = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return counted
+
+
 def _is_of(site: Site, grid: TokenGrid, batch: int) -> bool:
     return site.decision == "carved" and site.grid == grid.shape and site.batch == batch
 
@@ -172,13 +181,6 @@ def _density(meters: Sequence[Tensor]) -> float | None:
 def _total(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) and values else None
-
-
-def _attention(settings: Settings, runners: Sequence[Runner]) -> str | None:
-    sites = [runner.sites for runner in runners if runner.sites.seen]
-    if not settings.compiles or not sites:
-        return None
-    return "; ".join(dict.fromkeys(report.summary() for report in sites))
 
 
 def _remarks(settings: Settings, runners: Sequence[Runner], steps: Sequence[StepReport], planned: int) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jenga_compile.grid import TokenGrid
-from jenga_compile.sites import amount
+from jenga_compile.sites import Report, amount
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ class StepReport:
     """Share of the key blocks, text included, that a video query block saw in carved attention; None if none was."""
 
     seconds: float | None = None
+    compiled: bool = False
+    """Whether something was compiled in this step, which its seconds then tell more of than of the step."""
+
     flops: float | None = None
     """Floating-point operations of all calls of the transformer, 2 a multiply-add: matrix products and convolutions."""
 
@@ -52,8 +56,8 @@ class RunReport:
     notes: tuple[str, ...] = ()
     """What did not go as asked, and why."""
 
-    attention: str | None = None
-    """What became of the attention, in one line."""
+    sites: Report = dataclasses.field(default_factory=Report)
+    """What became of every attention site, in all graphs of the run."""
 
     gpu: str | None = None
     """Of a plan: the GPU whose time is estimated."""
@@ -66,6 +70,22 @@ class RunReport:
     @property
     def seconds(self) -> float | None:
         return _sum([step.seconds for step in self.steps])
+
+    @property
+    def steady_seconds(self) -> float | None:
+        """Seconds of such a run once all is compiled: steps that compiled count as the median of others like them."""
+
+        def like(step: StepReport) -> float | None:
+            alike = [
+                other.seconds
+                for other in self.steps
+                if not other.compiled
+                and other.seconds is not None
+                and (other.stage, other.computed) == (step.stage, step.computed)
+            ]
+            return statistics.median(alike) if step.compiled and alike else step.seconds
+
+        return _sum([like(step) for step in self.steps])
 
     @property
     def flops(self) -> float | None:
@@ -87,9 +107,10 @@ class RunReport:
             "planned": self.planned,
             "computed": self.computed,
             "seconds": self.seconds,
+            "steady_seconds": self.steady_seconds,
             "flops": self.flops,
             "dense_flops": self.dense_flops,
-            "attention": self.attention,
+            "attention": self.sites.summary() if self.sites.seen else None,
             "gpu": self.gpu,
             "notes": list(self.notes),
         }
@@ -118,16 +139,19 @@ class RunReport:
         what = f"{done} steps" if done == self.planned else f"{done} of {self.planned} steps"
         lines = [f"{what}: the transformer ran in {self.computed} (NFE), {done - self.computed} skipped"]
         if self.seconds is not None:
-            about = f", estimated on {self.gpu}, matrix products alone" if self.gpu else ""
-            lines[0] += f"; {self.seconds:.3g} s{about}"
+            lines[0] += f"; {self.seconds:.3g} s"
+            if self.gpu:
+                lines[0] += f", estimated on {self.gpu}, matrix products alone"
+            if any(step.compiled for step in self.steps) and self.steady_seconds is not None:
+                lines[0] += f", {self.steady_seconds:.3g} s once compiled"
         if self.flops and self.dense_flops:
             saved = 1 - self.flops / self.dense_flops
             lines.append(
                 f"{amount(self.flops)} of {amount(self.dense_flops)} dense: {saved:.0%} saved, "
                 f"{self.dense_flops / self.flops:.1f}x less"
             )
-        if self.attention:
-            lines.append(self.attention)
+        if self.sites.seen:
+            lines.append(self.sites.summary())
         return lines
 
 
@@ -146,7 +170,7 @@ def _table(steps: Sequence[StepReport]) -> list[str]:
             str(step.stage),
             "-" if step.pixels is None else f"{step.pixels[0]}x{step.pixels[1]}",
             "-" if step.grid is None else str(step.grid),
-            "computed" if step.computed else "skipped",
+            ("computed" if step.computed else "skipped") + (", compiled" if step.compiled else ""),
             "-" if step.density is None else f"{step.density:.3f}",
             "-" if step.flops is None else amount(step.flops),
             "-" if step.seconds is None else f"{step.seconds:.3f}",

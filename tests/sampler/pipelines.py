@@ -113,9 +113,7 @@ def hunyuan_image(kind: str = "latent_concat") -> Case:
         norm_num_groups=4,
     )
     channels = 9 if kind == "latent_concat" else 4
-    model = _hunyuan_model(
-        in_channels=channels, guidance_embeds=kind == "token_replace", image_condition_type=kind
-    )
+    model = _hunyuan_model(in_channels=channels, guidance_embeds=kind == "token_replace", image_condition_type=kind)
     pipe = HunyuanVideoImageToVideoPipeline(
         text_encoder=None,
         tokenizer=None,
