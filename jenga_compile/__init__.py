@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jenga_compile.explanation import explain
     from jenga_compile.kernels.knobs import Knobs
     from jenga_compile.presets import Adaptive, Listed, Preset, Stage
-    from jenga_compile.sampler import accelerate, report
+    from jenga_compile.sampler import accelerate, plan, report
     from jenga_compile.token_context import token_grid
 
     __version__: str
@@ -31,6 +31,7 @@ __all__ = [
     "accelerate",
     "compile",
     "explain",
+    "plan",
     "report",
     "token_grid",
 ]
@@ -44,6 +45,7 @@ _LATER = {
     "accelerate": "jenga_compile.sampler",
     "compile": "jenga_compile.compilation",
     "explain": "jenga_compile.explanation",
+    "plan": "jenga_compile.sampler",
     "report": "jenga_compile.sampler",
     "token_grid": "jenga_compile.token_context",
 }

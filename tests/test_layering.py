@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "dynamo_state": set(),
     "explanation": COMPILER | {"backend", "dynamo_state"},
     "compilation": COMPILER | {"backend"},
-    "sampler": COMPILER | {"backend", "compilation", "files", "media", "presets"},
+    "sampler": COMPILER | {"backend", "compilation", "explanation", "files", "media", "presets"},
     "zoo": {"errors", "media"},
     "generate": COMPILER | {"files", "media", "presets", "sampler", "zoo"},
     "presets": BASE | {"config"},

@@ -88,6 +88,12 @@ class Entry:
     frames: int
     """As `size`; 1 for a model of images."""
 
+    shift: float | None = None
+    """Flow shift of the released scheduler, where there is one for this size."""
+
+    from_image: bool = False
+    """Whether the video starts from an image or another video of full size."""
+
     sizes_from_data: bool = False
     """Whether a length inside the model depends on the call's values, for which Dynamo must be told to take them."""
 

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from jenga_compile.sampler.acceleration import Accelerated, accelerate, report
+from jenga_compile.sampler.planning import plan
 
-__all__ = ["Accelerated", "accelerate", "report"]
+__all__ = ["Accelerated", "accelerate", "plan", "report"]

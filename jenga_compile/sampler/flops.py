@@ -5,6 +5,7 @@ Nothing is computed and no memory is taken: a copy of the module's structure has
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +22,20 @@ def without_data(values: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), values)
 
 
-def count(model: nn.Module, call: Mapping[str, Any]) -> float | None:
-    """Operations of `model(**call)`, 2 a multiply-add; None where its `forward` needs data.
+@dataclasses.dataclass(frozen=True)
+class Operations:
+    """2 a multiply-add."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.attention
+
+
+def operations(model: nn.Module, call: Mapping[str, Any]) -> Operations | None:
+    """Operations of `model(**call)`; None where its `forward` needs data.
 
     Args:
         call: as `without_data` returns it.
@@ -33,7 +46,10 @@ def count(model: nn.Module, call: Mapping[str, Any]) -> float | None:
             hollow(**call)
     except Exception:  # of any class: a model that looks at its data, or takes no other device
         return None
-    return float(counter.get_total_flops())
+    counts = {str(op): float(done) for op, done in counter.get_flop_counts()["Global"].items()}
+    # Batched products are attention's alone, where no kernel of it is counted as a whole.
+    attention = sum(done for op, done in counts.items() if "bmm" in op or "attention" in op)
+    return Operations(sum(counts.values()) - attention, attention)
 
 
 def _hollow(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:

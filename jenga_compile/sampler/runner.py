@@ -102,11 +102,11 @@ class Runner:
     def count(self, call: Call, *, reused: bool) -> float | None:
         """Operations of a call, given as `flops.without_data` returns it."""
         if not reused or self.why_output:
-            return 0.0 if reused else flops.count(self.model, call)
+            return 0.0 if reused else _total(flops.operations(self.model, call))
         assert self._twins is not None
         self._twins.residual.value = self._hollow.get(call["hidden_states"].shape)
         try:
-            return flops.count(self._twins.reused, call)
+            return _total(flops.operations(self._twins.reused, call))
         finally:
             self._twins.residual.value = None
 
@@ -164,6 +164,10 @@ class Runner:
         self.sites += report
         if also is not None:
             also(report)
+
+
+def _total(counted: flops.Operations | None) -> float | None:
+    return None if counted is None else counted.total
 
 
 def first_tensor(out: Any) -> Tensor:
