@@ -117,7 +117,10 @@ class Slot:
     step: int
     stage: int
     starts: bool
-    """Whether it is its stage's first, which is always computed: there is no residual of that resolution yet."""
+    """Whether it is its stage's first."""
+
+    resized: bool
+    """Whether it is the first at its resolution, which is always computed: there is no residual to use again."""
 
     ends: bool
     computed: bool | None
@@ -168,25 +171,21 @@ class Preset:
         """The place of each of so many steps.
 
         Raises:
-            StepsTooFew: there would be a stage without any.
+            StepsTooFew: there would be a stage without any, and the video would not reach its full size.
         """
         ends = self._ends(steps)
-        if (empty := _first_empty(ends)) is not None:
+        if self.resizes and (empty := _first_empty(ends)) is not None:
             least = next(count for count in itertools.count(steps + 1) if _first_empty(self._ends(count)) is None)
             raise StepsTooFew(steps=steps, stages=len(self.stages), preset=self.name, empty=empty, least=least)
         listed = self.skip.at(steps) if isinstance(self.skip, Listed) else None
-        return tuple(
-            Slot(
-                step,
-                stage,
-                starts=step == first,
-                ends=step == last,
-                computed=self._computed(step, step == first, listed),
-            )
-            for stage, (before, last) in enumerate(itertools.pairwise(ends))
-            for first in [before + 1]
-            for step in range(first, last + 1)
-        )
+        slots = []
+        for stage, (before, last) in enumerate(itertools.pairwise(ends)):
+            for step in range(before + 1, last + 1):
+                starts = step == before + 1
+                resized = starts and (stage == 0 or self.stages[stage].scale != self.stages[stage - 1].scale)
+                computed = self._computed(step, resized, listed)
+                slots.append(Slot(step, stage, starts, resized, ends=step == last, computed=computed))
+        return tuple(slots)
 
     def calls(self, steps: int = STEPS) -> tuple[int, ...]:
         """Computed steps of each stage, of so many in all; those that are decided later count as computed."""
@@ -197,8 +196,8 @@ class Preset:
         """The last step of each stage, behind the one before the first."""
         return [-1, *(fitted(steps, stage.until) for stage in self.stages[:-1]), steps - 1]
 
-    def _computed(self, step: int, starts: bool, listed: frozenset[int] | None) -> bool | None:
-        if starts or self.skip is None:
+    def _computed(self, step: int, resized: bool, listed: frozenset[int] | None) -> bool | None:
+        if resized or self.skip is None:
             return True
         return None if listed is None else step in listed
 

@@ -69,6 +69,7 @@ def test_a_list_holds_for_any_number_of_steps() -> None:
         ("turbo", 5, (3, 2), (3, 2)),
         ("turbo", 3, (2, 1), (2, 1)),
         ("three_stage", 3, (1, 1, 1), (1, 1, 1)),
+        ("base", 2, (2,), (2, 0)),
     ],
 )
 def test_the_slots_of_a_run(name: str, steps: int, lengths: tuple[int, ...], calls: tuple[int, ...]) -> None:
@@ -78,7 +79,8 @@ def test_the_slots_of_a_run(name: str, steps: int, lengths: tuple[int, ...], cal
     assert tuple(Counter(slot.stage for slot in slots).values()) == lengths
     assert [slot.stage for slot in slots if slot.starts] == [slot.stage for slot in slots if slot.ends]
     assert preset.calls(steps) == calls
-    assert all(slot.computed for slot in slots if slot.starts)
+    assert all(slot.computed for slot in slots if slot.resized)
+    assert [slot.stage for slot in slots if slot.resized] == ([0] if name == "base" else list(range(len(lengths))))
 
 
 def test_an_adaptive_run_decides_all_but_the_first_steps_of_its_stages() -> None:

@@ -91,7 +91,7 @@ class Session:
             for name in ("sample", "model_output", "old_pred_original_sample"):
                 if isinstance(values.get(name), Tensor):
                     values[name] = corner.crop(values[name])
-            if slot.starts and "old_pred_original_sample" in values:
+            if slot.resized and "old_pred_original_sample" in values:
                 values["old_pred_original_sample"] = None
         timestep, device = values.get("timestep"), values["sample"].device
         out = plain.step(*bound.args, **bound.kwargs)  # type: ignore[attr-defined]
@@ -146,7 +146,7 @@ class Session:
             self._learn(runner, whole)
         self.log.begin(whole["hidden_states"].device)
         if slot.starts and self._computes is None:
-            self._enter(slot.stage)
+            self._enter(slot)
         call = self._narrowed(whole, slot.stage)
         branch = self.branch or self._calls
         self._calls += 1
@@ -173,7 +173,7 @@ class Session:
     def _decide(self, latents: Tensor, slot: Slot) -> bool:
         if self._change is not None:
             small = self._change.is_small(latents)
-            return slot.starts or not small
+            return slot.resized or not small
         return slot.computed is not False
 
     def _told(self, stage: int) -> Any:
@@ -202,11 +202,13 @@ class Session:
             grids.append(TokenGrid(grid.t, rows, columns))
         self._corners, self._grids = tuple(corners), tuple(grids)
 
-    def _enter(self, stage: int) -> None:
+    def _enter(self, slot: Slot) -> None:
         """A stage begins: its sparsity and the amplifier are set, and nothing of another resolution is reused."""
-        tokens = [grid.h * grid.w for grid in self._grids] or [1] * (stage + 1)
-        keep, cutoff, bias = self.settings.knobs(stage, tokens[stage], tokens[-1])
+        tokens = [grid.h * grid.w for grid in self._grids] or [1] * (slot.stage + 1)
+        keep, cutoff, bias = self.settings.knobs(slot.stage, tokens[slot.stage], tokens[-1])
         self._knobs.keep, self._knobs.cutoff, self._knobs.text_bias = keep, cutoff, bias
+        if not slot.resized:
+            return
         for runner in self._runners:
             runner.forget()
         skip = self.settings.preset.skip

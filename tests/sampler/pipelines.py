@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +16,12 @@ FRAMES, HEIGHT, WIDTH = 5, 64, 96
 """Of the video: two latent frames of 8 x 12 latents, 4 x 6 tokens, with a VAE of 4 and 8 and patches of 2."""
 
 STEPS = 6
+
+DIFFUSERS_WARNS = [
+    pytest.mark.filterwarnings("ignore:Passing `image` as torch tensor:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
+"""What diffusers warns of while these pipelines are made and run."""
 
 
 @dataclasses.dataclass(frozen=True)
