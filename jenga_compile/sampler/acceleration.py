@@ -27,9 +27,6 @@ from jenga_compile.sampler.settings import Settings, read_settings
 _TRANSFORMERS = ("transformer", "transformer_2")
 """Components of a pipeline that are its denoisers; Wan 2.2 has two."""
 
-_ROUNDS_SIZES = ("Wan",)
-"""How the classes of pipelines begin that round a size to whole tokens themselves, with a warning."""
-
 
 def accelerate(pipe: Any, preset: str | Preset = "turbo", **overrides: Any) -> Accelerated:
     """Let a diffusers pipeline sample by a preset: fewer blocks, smaller stages, skipped steps, nothing trained.
@@ -164,8 +161,8 @@ class Accelerated:
         prediction_of(scheduler)
 
     def _check_sizes(self, given: dict[str, Any]) -> None:
-        """Refuse a size that is not whole tokens before anything is computed, where the pipeline would not round it."""
-        if self._family is None or self._plain.__name__.startswith(_ROUNDS_SIZES):
+        """Refuse a size that is not whole tokens before anything is computed."""
+        if self._family is None:
             return
         patch = self._family.patch(_plain_model(self.pipe).config)
         for name, latents in (("height", patch[1]), ("width", patch[2])):
