@@ -29,11 +29,13 @@ from jenga_compile.kernels import checks, knobs, static_masks, tuning
 from jenga_compile.models.catalogue import find_model
 from jenga_compile.models.narrow import narrow
 from jenga_compile.passes.ledger import Ledger
-from jenga_compile.presets import find_preset
+from jenga_compile.presets import Stage, find_preset
+from jenga_compile.sampler import accelerate, families, noise
 from jenga_compile.self_check import check_order
 from jenga_compile.sites import Site
 from jenga_compile.token_context import token_grid
 from tests.passes.plain_dit import PlainDiT, latents, prompt
+from tests.sampler import pipelines
 
 Q = torch.randn(1, 2, 300, 16)
 KNOBS = knobs.make_knobs(0.5, 0.0)
@@ -154,6 +156,48 @@ def attend_lists_out_of_range() -> None:
     ops.block_sparse_attention(Q, Q, Q, indices + 7, counts, KNOBS, 300)
 
 
+def accelerate_toy(make: Callable[[], pipelines.Case] = pipelines.hunyuan, **changes: object) -> None:
+    """A run of a toy pipeline; `call`, `scheduler`, `cache` and `twice` say how it goes wrong."""
+    case = make()
+    call = changes.pop("call", {})
+    case = replace(case, call=case.call | call)  # type: ignore[operator]
+    if "cache" in changes:
+        case.pipe.transformer.enable_cache(changes.pop("cache"))
+    arguments = {"carving": None, "amplifier": 0.0} | changes
+    with accelerate(case.pipe, arguments.pop("preset", "turbo"), **arguments) as accelerated:  # type: ignore[arg-type]
+        case.run()
+        accelerated.report()
+
+
+def unreadable_call() -> None:
+    families.whole_frame(families.FAMILIES["WanTransformer3DModel"], {"hidden_states": Q}, (1, 2, 2))
+
+
+def accelerated_twice() -> None:
+    case = pipelines.hunyuan()
+    with accelerate(case.pipe, "base"):
+        accelerate(case.pipe, "turbo")
+
+
+def no_run_yet() -> None:
+    with accelerate(pipelines.hunyuan().pipe, "base") as accelerated:
+        accelerated.report()
+
+
+def scheduler_unfit() -> None:
+    import diffusers
+
+    noise.prediction_of(diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True))
+
+
+def cache_in_the_way() -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    accelerate_toy(cache=FirstBlockCacheConfig(threshold=0.1))
+
+
+SMALL_STAGES = (Stage(scale=0.2, until=0.5, carving=config.Carving()), Stage(carving=config.Carving()))
+
 MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.UnknownOption: (lambda: config.parse_options({"kepe": 1}), "did you mean 'keep'"),
     errors.OptionOutOfRange: (lambda: config.Carving(keep=2.0), "keep=2.0 is outside (0, 1]"),
@@ -197,6 +241,16 @@ MISUSE: dict[type[errors.JengaError], tuple[Callable[[], object], str]] = {
     errors.PromptEmpty: (lambda: request(prompt=" "), "empty prompt among [' ']"),
     errors.SizeNotDivisible: (size_not_divisible, "height=66"),
     errors.FramesDoNotFit: (lambda: find_model("wan2.1-t2v-14b").sizes(480, 832, 80), "80 frames. Use 77 or 81"),
+    errors.NotAPipeline: (lambda: accelerate(torch.nn.ReLU()), "of type ReLU, expected a diffusers pipeline"),
+    errors.AcceleratedAlready: (accelerated_twice, "is accelerated already, with preset 'base'"),
+    errors.UnknownSwitch: (lambda: accelerate_toy(stagess=None), "did you mean 'stages'"),
+    errors.StepsTooFew: (lambda: find_preset("turbo").slots(2), "2 steps are too few for the 2 stages of 'turbo'"),
+    errors.StagesUnfit: (lambda: accelerate_toy(pipelines.wan_image), "its call takes image"),
+    errors.StageTooSmall: (lambda: accelerate_toy(stages=SMALL_STAGES), "no token of the 4x6"),
+    errors.SchedulerUnfit: (scheduler_unfit, "FlowMatchEulerDiscreteScheduler cannot be used with stages"),
+    errors.CacheInTheWay: (cache_in_the_way, "FirstBlockCacheConfig enabled"),
+    errors.CallUnreadable: (unreadable_call, "hidden_states has shape (1, 2, 300, 16), not five dimensions"),
+    errors.NoRunYet: (no_run_yet, "no run of this HunyuanVideoPipeline"),
     errors.UnknownModel: (lambda: find_model("wan"), "no model 'wan' in the catalogue"),
     errors.NoNarrowModel: (lambda: narrow(replace(find_model("toy"), transformer="Sana")), "arguments of Sana set"),
     errors.BenchFailed: (bench_failed, "compiles toy with 'jenga' ended with exit code 1: KeyError: 'a'"),

@@ -93,7 +93,7 @@ class Accelerated:
             NoRunYet: there was none.
         """
         if self._last is None:
-            raise NoRunYet
+            raise NoRunYet(what=f"this {self._plain.__name__}")
         return self._last
 
     def __enter__(self) -> Accelerated:
@@ -182,7 +182,7 @@ def report() -> RunReport:
         NoRunYet: there was none.
     """
     if _last is None:
-        raise NoRunYet
+        raise NoRunYet(what="any accelerated pipeline")
     return _last
 
 

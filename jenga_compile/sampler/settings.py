@@ -9,9 +9,10 @@ from typing import Any, get_args
 
 from jenga_compile.backend import read_options
 from jenga_compile.config import Carving, Options
-from jenga_compile.errors import OptionOutOfRange, OptionsAtOdds, UnknownSwitch, hint
+from jenga_compile.errors import OptionOfWrongType, OptionOutOfRange, OptionsAtOdds, UnknownSwitch, hint
 from jenga_compile.presets import Adaptive, Listed, Preset, Skipping, Stage, find_preset
 from jenga_compile.sampler.corner import Resize
+from jenga_compile.scalars import plain_float
 
 KEEP: Any = object()
 """Stands for what the preset says."""
@@ -94,12 +95,10 @@ def read_settings(preset: str | Preset, given: Mapping[str, Any]) -> Settings:
     common = {name: getattr(stages[0].carving, name) for name in _CARVED_ONCE}
     default = Carving()
     once = {name: value for name, value in common.items() if value != getattr(default, name)}
-    amplifier = switches.get("amplifier", whole.amplifier)
+    amplifier = _number("amplifier", switches.get("amplifier", whole.amplifier) or 0.0)
     read_options({**once, **options})
     return Settings(
-        preset=dataclasses.replace(
-            whole, stages=stages, skip=skip, amplifier=0.0 if amplifier is None else float(amplifier)
-        ),
+        preset=dataclasses.replace(whole, stages=stages, skip=skip, amplifier=amplifier),
         carved=carving is not None,
         listed=switches.get("skip", KEEP) in (KEEP, "static") and whole.skip == Listed(),
         resize=_one_of("resize", switches.get("resize", "trilinear"), get_args(Resize)),
@@ -166,6 +165,15 @@ def _check_common(stages: tuple[Stage, ...]) -> None:
     if any(stage.carving.knobs is not None for stage in stages):
         way_out = "The run sets them: give the stages keep and cutoff."
         raise OptionsAtOdds(name="knobs", value="in a stage", beside="in accelerate", way_out=way_out)
+
+
+def _number(name: str, value: Any) -> float:
+    number = plain_float(value)
+    if number is None:
+        raise OptionOfWrongType(
+            name=name, value=value, found=type(value).__name__, expected="a number", way_out="Pass e.g. 0.5."
+        )
+    return number
 
 
 def _one_of(name: str, value: Any, valid: tuple[Any, ...]) -> Any:
