@@ -66,6 +66,4 @@ class CallUnreadable(JengaError, ValueError):
 
 
 class NoRunYet(JengaError, RuntimeError):
-    template = (
-        "no accelerated pipeline has run in this process. Call one inside `with jenga_compile.accelerate(pipe):`."
-    )
+    template = "there is no run of {what} to report. Call the pipeline inside `with jenga_compile.accelerate(pipe):`."
