@@ -33,7 +33,7 @@ class StepsTooFew(JengaError, ValueError):
 class StagesUnfit(JengaError, ValueError):
     template = (
         "progressive resolution cannot be used with {pipeline}: {why}. "
-        "Use preset 'base' or pass stages=None; {rest} work as they are."
+        "Use preset 'base' or pass stages=None; carving and skip work as they are."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -67,6 +68,9 @@ class Accelerated:
         pixels = starts_from_pixels(self._plain)
         if pixels and self._family is not None:
             settings = settings.for_family(self._family.from_image)
+        self._idle_amplifier = settings.amplifies and self._family is not None and self._family.text is None
+        if self._idle_amplifier:
+            settings = dataclasses.replace(settings, preset=dataclasses.replace(settings.preset, amplifier=0.0))
         self.settings = settings
         self._check_switches(pixels)
         self._knobs = Knobs(metered=True)
@@ -112,6 +116,8 @@ class Accelerated:
         self._check_sizes(given)
         runners = {name: self._runner(name) for name in _TRANSFORMERS if getattr(self.pipe, name, None) is not None}
         session = Session(self.pipe, self.settings, self._family, self._knobs, given.get("generator"))
+        if self._idle_amplifier:
+            session.log.note("the amplifier does nothing: the model has no text in its self-attention")
         self._running = True
         try:
             with self._dressed(session, runners):
@@ -149,14 +155,13 @@ class Accelerated:
             check_order(scheduler, "skip")
         if not preset.resizes:
             return
-        rest = "carving and skip" if self._family is None else "carving, skip and amplifier"
         name = self._plain.__name__
         if pixels:
             why = f"its call takes {' and '.join(pixels)}, and latents of another size cannot be mixed with that"
-            raise StagesUnfit(pipeline=name, why=why, rest=rest)
+            raise StagesUnfit(pipeline=name, why=why)
         if self._family is None:
             why = f"nothing is known of how a call of {type(_plain_model(self.pipe)).__name__} shows its size"
-            raise StagesUnfit(pipeline=name, why=why, rest=rest)
+            raise StagesUnfit(pipeline=name, why=why)
         check_order(scheduler, "stages")
         prediction_of(scheduler)
 

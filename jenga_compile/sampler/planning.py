@@ -176,10 +176,10 @@ def _check_stages(entry: Entry, settings: Settings) -> None:
         return
     if entry.from_image:
         why = "its video starts from an image, and latents of another size cannot be mixed with that"
-        raise StagesUnfit(pipeline=entry.name, why=why, rest="carving, skip and amplifier")
+        raise StagesUnfit(pipeline=entry.name, why=why)
     if entry.transformer not in FAMILIES:
         why = f"nothing is known of how a call of {entry.transformer} shows its size"
-        raise StagesUnfit(pipeline=entry.name, why=why, rest="carving and skip")
+        raise StagesUnfit(pipeline=entry.name, why=why)
 
 
 def _sigmas(entry: Entry, preset: Preset, slots: tuple[Slot, ...]) -> list[float | None]:

@@ -139,7 +139,8 @@ class Runner:
         if self.settings.captures_graphs:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch._dynamo.config.patch(recompile_limit=max(_RECOMPILES, torch._dynamo.config.recompile_limit)):
-            return trunk.through_hooks(self.model, self._callables[kind], call)
+            out = trunk.through_hooks(self.model, self._callables[kind], call)
+        return (self._owned(first_tensor(out)),) if self.settings.captures_graphs else out
 
     def _callable(self, kind: str) -> Callable[..., Any]:
         module = self._same

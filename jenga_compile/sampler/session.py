@@ -9,7 +9,7 @@ All state of a run is here, so a run that is aborted leaves nothing behind.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -78,7 +78,7 @@ class Session:
             if not shift_schedule(scheduler, shifts, self._mu):
                 self.log.note(f"the stages' shifts play no part: {type(scheduler).__name__} has a schedule of its own")
         self._levels = levels_of(scheduler) if _mixes_as_known(scheduler) else []
-        self._gathered = {name: copy.copy(value) for name, value in vars(scheduler).items() if name not in _PLACE}
+        self._gathered = {name: _kept(value) for name, value in vars(scheduler).items() if name not in _PLACE}
         self._position, self._corners = 0, ()
 
     def step(self, plain: type, scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -116,7 +116,7 @@ class Session:
                 after = after.shifted(shift_ratio(scheduler, self._mu, next_one, before))
         clean = resize(now.x0(x, v, self._prediction), source, target, self.settings.resize)
         for name, value in self._gathered.items():
-            setattr(scheduler, name, copy.copy(value))
+            setattr(scheduler, name, _kept(value))
         return after.noised(clean, noise_like(clean, self._generator))
 
     def _finish(self, slot: Slot, timestep: Any, device: torch.device) -> None:
@@ -179,7 +179,7 @@ class Session:
     def _told(self, stage: int) -> Any:
         """The grid, told to blocks that are compiled one by one."""
         if not self._grids or self._family is None:
-            return torch.no_grad()
+            return contextlib.nullcontext()
         return token_grid(*self._grids[stage].shape, text=self._family.text)
 
     def _learn(self, runner: Runner, call: Mapping[str, Any]) -> None:
@@ -220,6 +220,11 @@ class Session:
         corner = self._corners[stage]
         more = self._family.narrow(self._pipe, call, corner, self._patch[1:])
         return {**call, "hidden_states": corner.crop(call["hidden_states"]), **more}
+
+
+def _kept(value: Any) -> Any:
+    """Lists are filled in place as steps are done; everything else that changes is replaced."""
+    return list(value) if isinstance(value, list) else value
 
 
 def _mixes_as_known(scheduler: Any) -> bool:
