@@ -80,13 +80,16 @@ class Accelerated:
 
         @functools.wraps(self._plain.__call__)
         def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+            if pipe is not self.pipe:  # a copy, which has the class with the rest
+                return self._plain.__call__(pipe, *args, **kwargs)
             return self._run(args, kwargs)
 
         put_on(pipe, __call__=call, _jenga_preset=settings.preset.name)
+        self._dress = type(pipe)
 
     def remove(self) -> None:
         """Make the pipeline what it was; does nothing if that was done."""
-        if type(self.pipe) is not self._plain:
+        if type(self.pipe) is self._dress:
             take_off(self.pipe, self._plain)
         self._runners.clear()
 
@@ -113,8 +116,11 @@ class Accelerated:
         if self._running:
             return call(self.pipe, *args, **kwargs)
         given = inspect.signature(call).bind(self.pipe, *args, **kwargs).arguments
+        self._family = _family(self.pipe)
+        self._check_switches(starts_from_pixels(self._plain))
         self._check_sizes(given)
         runners = {name: self._runner(name) for name in _TRANSFORMERS if getattr(self.pipe, name, None) is not None}
+        self._runners = {id(runner.given): runner for runner in runners.values()}
         session = Session(self.pipe, self.settings, self._family, self._knobs, given.get("generator"))
         if self._idle_amplifier:
             session.log.note("the amplifier does nothing: the model has no text in its self-attention")
@@ -222,11 +228,14 @@ def _dressed_scheduler(scheduler: Any, session: Session) -> Iterator[None]:
 
     @functools.wraps(plain.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        session.set_timesteps(plain, self, args, kwargs)
+        if self is scheduler:
+            session.set_timesteps(plain, self, args, kwargs)
+        else:  # a copy, which has the class with the rest
+            plain.set_timesteps(self, *args, **kwargs)
 
     @functools.wraps(plain.step)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return session.step(plain, self, args, kwargs)
+        return session.step(plain, self, args, kwargs) if self is scheduler else plain.step(self, *args, **kwargs)
 
     with dressed(scheduler, set_timesteps=set_timesteps, step=step):
         yield

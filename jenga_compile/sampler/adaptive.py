@@ -27,7 +27,8 @@ class Change:
 
         Never before two steps of the stage were computed, which the rate needs.
         """
-        before, self._input = self._input, x
+        # A copy: some pipelines write the next latents into the same tensor.
+        before, self._input = self._input, x.clone()
         if before is None or self._computed is None or self._rate is None:
             return False
         self._missed += self._rate * _norm(x - before) / max(_norm(self._computed[1]), _TINY)
@@ -38,7 +39,7 @@ class Change:
         if self._computed is not None:
             moved = _norm(x - self._computed[0])
             self._rate = _norm(v - self._computed[1]) / max(moved, _TINY)
-        self._computed = (x, v)
+        self._computed = (x.clone(), v.clone())
         self._missed = 0.0
 
 

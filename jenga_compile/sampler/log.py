@@ -192,6 +192,8 @@ def _remarks(settings: Settings, runners: Sequence[Runner], steps: Sequence[Step
     carved = [site for site in sites if site.decision == "carved"]
     if settings.compiles and sites and not carved:
         remarks.append("no attention was carved: " + "; ".join(dict.fromkeys(site.reason for site in sites)))
+    if settings.compiles and steps and not sites:
+        remarks.append("no attention was carved: the compiler ran the model as it is; see torch._dynamo's messages")
     if settings.amplifies and carved and not any(site.text for site in carved):
         remarks.append("the amplifier does nothing: the model has no text in its self-attention")
     if settings.amplifies and not settings.carved:

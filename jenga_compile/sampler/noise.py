@@ -67,7 +67,10 @@ def prediction_of(scheduler: Any) -> Prediction:
         return "flow"
     known: dict[str | None, Prediction] = {"v_prediction": "v_prediction", "epsilon": "epsilon", "sample": "sample"}
     found = known.get(config.get("prediction_type"))
-    if found is None or not (hasattr(scheduler, "_sigma_to_alpha_sigma_t") or hasattr(scheduler, "alphas_cumprod")):
+    solver = hasattr(scheduler, "_sigma_to_alpha_sigma_t") and not name.startswith("EDM")
+    # Those with sigmas besides let the noise grow beside the latents; PNDM's history cannot be begun anew.
+    steps_by_alphas = hasattr(scheduler, "alphas_cumprod") and not (hasattr(scheduler, "sigmas") or "PNDM" in name)
+    if found is None or not (solver or steps_by_alphas):
         raise _unfit(name, "nothing says how it mixes latents and noise")
     return found
 

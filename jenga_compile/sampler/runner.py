@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -20,8 +21,9 @@ from jenga_compile.sites import Report
 
 Call = Mapping[str, Any]
 
-_RECOMPILES = 64
-"""Graphs of one model: a few resolutions, each with and without its trunk, and each length of the text."""
+_RECOMPILES = {"recompile_limit": 64, "accumulated_recompile_limit": 4096}
+"""Graphs that Dynamo allows one model, and one function that many models share: a few resolutions, each with and
+without the trunk, and each length of the text, of every acceleration in this process."""
 
 _PROVEN = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest relative difference by which a model without its trunk may miss the whole model's output on the residual that
@@ -42,7 +44,8 @@ class Runner:
         """What is compiled for the model as it is: a call of that does not come back to the run."""
         self._twins = trunk.make_twins(self.model) if settings.preset.skip is not None else None
         self._proven = False
-        self._kept: dict[Hashable, Tensor] = {}
+        self._kept: dict[Hashable, Any] = {}
+        """Of each branch, the residual; or all that the model returned."""
         self._hollow: dict[torch.Size, Tensor] = {}
         """A residual without data for latents of each size."""
         self._callables: dict[str, Callable[..., Any]] = {}
@@ -75,23 +78,28 @@ class Runner:
         if self.settings.preset.skip is None or self.why_output:
             out = self._whole(call, plain)
             if self.settings.preset.skip is not None:
-                self._kept[branch] = self._owned(first_tensor(out))
+                self._kept[branch] = out
             return out
         assert self._twins is not None
         out = self._run("recorded", call)
         value = self._twins.residual.value
-        assert value is not None
+        if value is None:
+            self.why_output = (
+                f"the blocks of a {type(self.model).__name__} do not return the tokens that they are given"
+            )
+            self._kept[branch] = out
+            return out
         self._kept[branch] = self._owned(value)
         self._hollow[call["hidden_states"].shape] = value.to("meta")
         if not self._proven:
-            self._prove(call, branch, first_tensor(out))
+            self._prove(call, branch, out)
         self._twins.residual.value = None
         return out
 
     def reuse(self, call: Call, branch: Hashable) -> Any:
         """The output of a skipped step."""
         if self.why_output:
-            return (self._kept[branch],)
+            return self._kept[branch]
         assert self._twins is not None
         self._twins.residual.value = self._kept[branch]
         try:
@@ -116,31 +124,39 @@ class Runner:
         with undressed(self.given, plain):
             return self.given(**call)
 
-    def _prove(self, call: Call, branch: Hashable, expected: Tensor) -> None:
+    def _prove(self, call: Call, branch: Hashable, out: Any) -> None:
         """See that the model without its trunk gives the same output on the residual that was just noted."""
-        self._proven = True
-        expected = expected.clone()
+        expected = first_tensor(out).clone()
         try:
             difference = trunk.relative_difference(first_tensor(self.reuse(call, branch)), expected)
             why = f"without its blocks, a {type(self.model).__name__} gives another output ({difference:.2g} off)"
+        except torch.OutOfMemoryError:
+            raise  # says nothing about the model
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             difference, why = float("inf"), f"a {type(self.model).__name__} does not run without its blocks: {error}"
         if not difference <= _PROVEN.get(expected.dtype, 0.05):
             self.why_output = why
-            self._kept[branch] = self._owned(expected)
+            self._kept[branch] = with_first(out, expected)
+        self._proven = True
 
     def _owned(self, tensor: Tensor) -> Tensor:
         """A tensor that no later call overwrites."""
-        return tensor.clone() if self.settings.captures_graphs else tensor
+        return tensor.clone() if self._overwrites else tensor
 
     def _run(self, kind: str, call: Call) -> Any:
         if kind not in self._callables:
             self._callables[kind] = self._callable(kind)
-        if self.settings.captures_graphs:
+        if self._overwrites:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        with torch._dynamo.config.patch(recompile_limit=max(_RECOMPILES, torch._dynamo.config.recompile_limit)):
+        limits = {name: max(most, getattr(torch._dynamo.config, name)) for name, most in _RECOMPILES.items()}
+        with torch._dynamo.config.patch(limits):
             out = trunk.through_hooks(self.model, self._callables[kind], call)
-        return (self._owned(first_tensor(out)),) if self.settings.captures_graphs else out
+        return with_first(out, self._owned(first_tensor(out))) if self._overwrites else out
+
+    @property
+    def _overwrites(self) -> bool:
+        """Whether a call may overwrite what an earlier one returned, as captured CUDA graphs do."""
+        return self.settings.captures_graphs or isinstance(self.given, OptimizedModule)
 
     def _callable(self, kind: str) -> Callable[..., Any]:
         module = self._same
@@ -152,7 +168,8 @@ class Runner:
             if kind == "reused":
                 options = {name: value for name, value in options.items() if name not in ("strict", "on_report")}
             else:
-                options["on_report"] = functools.partial(self._noted, settings.options.get("on_report"))
+                # Dynamo keeps options for as long as its graphs: they must not keep the model.
+                options["on_report"] = functools.partial(_note, weakref.ref(self), settings.options.get("on_report"))
             return compile(module, dynamic=settings.dynamic, fullgraph=settings.fullgraph, **options)
         if isinstance(self.given, OptimizedModule):
             compiled: Callable[..., Any] = self.given.dynamo_ctx(module)
@@ -161,17 +178,29 @@ class Runner:
             return torch.compile(module)
         return module
 
-    def _noted(self, also: Callable[[Report], None] | None, report: Report) -> None:
-        self.sites += report
-        if also is not None:
-            also(report)
-
 
 def _total(counted: flops.Operations | None) -> float | None:
     return None if counted is None else counted.total
 
 
+def _note(runner: weakref.ref[Runner], also: Callable[[Report], None] | None, report: Report) -> None:
+    noting = runner()
+    if noting is not None:
+        noting.sites += report
+    if also is not None:
+        also(report)
+
+
 def first_tensor(out: Any) -> Tensor:
-    """The prediction in what a transformer of diffusers returns."""
-    tensor: Tensor = out[0]
+    """The prediction in what a transformer of diffusers returns: a tensor, a tuple, or an output of its own class."""
+    tensor: Tensor = out if isinstance(out, Tensor) else out[0]
     return tensor
+
+
+def with_first(out: Any, tensor: Tensor) -> Any:
+    """The same with another prediction."""
+    if isinstance(out, Tensor):
+        return tensor
+    if isinstance(out, tuple):
+        return (tensor, *out[1:])
+    return type(out)(**{name: x if place else tensor for place, (name, x) in enumerate(dict(out).items())})

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from jenga_compile.sampler.corner import Corner, noise_like, resize
 from jenga_compile.sampler.families import Family, whole_frame
 from jenga_compile.sampler.log import Log
 from jenga_compile.sampler.noise import Level, Prediction, levels_of, prediction_of, shift_ratio, shift_schedule
-from jenga_compile.sampler.runner import Runner, first_tensor
+from jenga_compile.sampler.runner import Runner, first_tensor, with_first
 from jenga_compile.sampler.settings import Settings
 from jenga_compile.scalars import fitted
 from jenga_compile.token_context import token_grid
@@ -135,12 +135,11 @@ class Session:
         signature = inspect.signature(type(runner.model).forward)
         given = dict(signature.bind(runner.model, *args, **kwargs).arguments)
         given.pop(next(iter(signature.parameters)))
-        wants_output = given.get("return_dict", True)
-        whole = {**given, "return_dict": False}
+        whole = given
         if runner not in self._runners:
             self._runners.append(runner)
         if self._position >= len(self.slots):
-            return _as_asked(runner.compute(whole, "outside", plain), wants_output)
+            return runner.compute(whole, "outside", plain)
         slot = self.slots[self._position]
         if not self._corners:
             self._learn(runner, whole)
@@ -153,8 +152,7 @@ class Session:
         out = self._predict(runner, call, branch, plain, slot)
         self.log.call(runner, whole, call, computed=bool(self._computes))
         corner = self._corners[slot.stage] if self._corners else None
-        predicted = first_tensor(out)
-        return _as_asked((predicted if corner is None else corner.pad(predicted),), wants_output)
+        return out if corner is None or corner.whole else with_first(out, corner.pad(first_tensor(out)))
 
     def _predict(self, runner: Runner, call: Mapping[str, Any], branch: Hashable, plain: type, slot: Slot) -> Any:
         first = self._computes is None
@@ -233,15 +231,6 @@ def _mixes_as_known(scheduler: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _as_asked(out: Sequence[Any], as_output: bool) -> Any:
-    """What a transformer returns, as a tuple or as an output of diffusers."""
-    if not as_output:
-        return tuple(out)
-    from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-    return Transformer2DModelOutput(sample=out[0])
 
 
 def _padded(out: Any, corner: Corner, first: Tensor | None = None) -> Any:

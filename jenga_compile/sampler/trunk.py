@@ -32,8 +32,8 @@ class Residual(nn.Module):
         super().__init__()
         self.start: Tensor | None = None
         self.value: Tensor | None = None
-        self.paired = False
-        """Whether blocks return the video's tokens with the text's."""
+        self.place: int | None = None
+        """Where the video's tokens are in what blocks return; None if they return nothing else."""
 
 
 class Enter(nn.Module):
@@ -57,10 +57,14 @@ class Leave(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.block(*args, **kwargs)
-        self.residual.paired = isinstance(out, tuple)
-        video = out[0] if isinstance(out, tuple) else out
-        self.residual.value = video - self.residual.start
-        self.residual.start = None
+        start, returned = self.residual.start, out if isinstance(out, tuple) else (out,)
+        assert start is not None
+        self.residual.start = self.residual.value = None
+        for place, x in enumerate(returned):
+            if isinstance(x, Tensor) and x.shape == start.shape and len(returned) <= 2:
+                self.residual.place = place if isinstance(out, tuple) else None
+                self.residual.value = x - start
+                break
         return out
 
 
@@ -74,9 +78,10 @@ class Reuse(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         assert self.residual.value is not None
         video = _tokens(args, kwargs) + self.residual.value
-        if not self.residual.paired:
+        if self.residual.place is None:
             return video
-        return video, args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+        text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+        return (video, text) if self.residual.place == 0 else (text, video)
 
 
 def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

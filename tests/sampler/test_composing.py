@@ -13,6 +13,7 @@ import torch
 from torch._dynamo.utils import counters
 
 import jenga_compile
+from jenga_compile.errors import SchedulerUnfit
 from tests.sampler.pipelines import DIFFUSERS_WARNS, Case, cogvideox, hunyuan, hunyuan_true_guidance, ltx, wan
 from tests.sampler.test_amplifier import LARGE
 
@@ -267,3 +268,58 @@ def test_other_precision() -> None:
     made = accelerated(case, DENSE)
     assert made.isfinite().all()
     assert jenga_compile.report().notes == ()
+
+
+def test_a_copy_of_a_pipeline_is_its_own() -> None:
+    case, other = hunyuan(), hunyuan()
+    plain = case.run()
+    with jenga_compile.accelerate(case.pipe, "turbo", **DENSE):
+        copied = copy.copy(case.pipe)
+        copied.transformer = other.pipe.transformer
+        calls: list[int] = []
+        copied.transformer.register_forward_hook(lambda *_: calls.append(1))
+        assert torch.equal(dataclasses.replace(case, pipe=copied).run(), plain)
+        assert len(calls) == 6
+
+
+def test_a_copy_of_a_scheduler_is_no_part_of_the_run() -> None:
+    """Some pipelines step one for each frame or each stream."""
+    case = hunyuan()
+    expected = accelerated(case, DENSE)
+
+    def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        beside = copy.deepcopy(pipe.scheduler)
+        beside.set_timesteps(3)
+        beside.step(tensors["latents"], beside.timesteps[0], tensors["latents"])
+        return {}
+
+    assert torch.equal(accelerated(case, DENSE, callback_on_step_end=callback), expected)
+
+
+def test_a_scheduler_that_is_replaced_is_looked_at_again() -> None:
+    import diffusers
+
+    case = hunyuan()
+    with jenga_compile.accelerate(case.pipe, "base", **DENSE):
+        case.pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+        with pytest.raises(SchedulerUnfit, match="2 times a step"):
+            case.run()
+
+
+def test_removing_twice_leaves_a_newer_acceleration_alone() -> None:
+    case = hunyuan()
+    first = jenga_compile.accelerate(case.pipe, "base", **DENSE)
+    first.remove()
+    with jenga_compile.accelerate(case.pipe, "turbo", **DENSE) as second:
+        first.remove()
+        case.run()
+        assert len(second.report().steps) == 6
+
+
+def test_a_carved_model_is_freed() -> None:
+    case = hunyuan()
+    accelerated(case, CARVED, **LARGE)
+    model = weakref.ref(case.pipe.transformer)
+    del case
+    gc.collect()
+    assert model() is None

@@ -137,6 +137,9 @@ def test_schedulers_that_mix_otherwise_are_refused() -> None:
         prediction_of(euler(invert_sigmas=True))
     with pytest.raises(SchedulerUnfit, match="nothing says how it mixes"):
         prediction_of(diffusers.DDIMScheduler.from_config({"prediction_type": "other"}))
+    for other in (diffusers.EulerDiscreteScheduler, diffusers.PNDMScheduler, diffusers.EDMDPMSolverMultistepScheduler):
+        with pytest.raises(SchedulerUnfit, match="nothing says how it mixes"):
+            prediction_of(other())
     with pytest.raises(SchedulerUnfit, match="2 times a step"):
         check_order(diffusers.HeunDiscreteScheduler(), "skip")
 

@@ -216,6 +216,25 @@ def test_unknown_blocks_reuse_the_output_and_say_so() -> None:
     assert min(step.flops for step in report.steps if step.flops is not None) == 0
 
 
+@pytest.mark.parametrize("place", [None, 0, 1])
+def test_the_videos_tokens_are_found_in_what_blocks_return(place: int | None) -> None:
+    """Alone, before the text, or after it."""
+
+    class Block(torch.nn.Module):
+        def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> Any:
+            video, text = hidden_states * 3, encoder_hidden_states + 1
+            return video if place is None else (video, text) if place == 0 else (text, video)
+
+    residual = trunk.Residual()
+    video, text = torch.randn(1, 6, 4), torch.randn(1, 3, 4)
+    trunk.Leave(trunk.Enter(Block(), residual), residual)(video, text)
+    assert residual.value is not None
+    torch.testing.assert_close(residual.value, 2 * video)
+    made = trunk.Reuse(residual)(hidden_states=video, encoder_hidden_states=text)
+    torch.testing.assert_close(made if place is None else made[place], 3 * video)
+    assert place is None or torch.equal(made[1 - place], text)
+
+
 def test_blocks_that_do_more_than_add_are_found_out() -> None:
     """What a block hands to the final layer beside the tokens is lost without it: the output is another."""
     case = hunyuan()
